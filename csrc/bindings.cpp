@@ -1,0 +1,103 @@
+// The Python module hrpose._C, and the only file that knows pybind11. Pointers come as integers from hrpose/ops, which
+// has checked and allocated everything; kernels run with the GIL released.
+#include "cpu/kernels.h"
+#include <pybind11/pybind11.h>
+#ifdef HRPOSE_WITH_CUDA
+#include "cuda/kernels.h"
+#endif
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace {
+
+template <class T> T *pointer(Address address) { return reinterpret_cast<T *>(address); }
+
+py::list isas() {
+  py::list names;
+  const char *name;
+  for (int i = 0;; ++i) {
+    const bool here = hrpose::supported(i, &name);
+    if (!name)
+      return names;
+    if (here)
+      names.append(name);
+  }
+}
+
+void decode_fwd(Address heatmaps, Address flipped, Address perm, Address transforms, Address keypoints, Address scores,
+                int64_t n, int64_t k, int64_t h, int64_t w, bool shift, bool quarter, int threads) {
+  hrpose::active().decode_fwd({pointer<const float>(heatmaps), pointer<const float>(flipped),
+                               pointer<const int32_t>(perm), pointer<const double>(transforms),
+                               pointer<float>(keypoints), pointer<float>(scores), n, k, h, w, shift, quarter, threads});
+}
+
+int64_t crop_fwd(Address image, Address transforms, Address inverses, Address out, int64_t image_h, int64_t image_w,
+                 int64_t n, int64_t h, int64_t w, float s0, float s1, float s2, float b0, float b1, float b2,
+                 bool opencv4, int threads) {
+  return hrpose::active().crop_fwd({pointer<const uint8_t>(image),
+                                    pointer<const double>(transforms),
+                                    pointer<double>(inverses),
+                                    pointer<float>(out),
+                                    image_h,
+                                    image_w,
+                                    n,
+                                    h,
+                                    w,
+                                    {s0, s1, s2},
+                                    {b0, b1, b2},
+                                    opencv4,
+                                    threads});
+}
+
+#ifdef HRPOSE_WITH_CUDA
+void raise(const char *error) {
+  if (error)
+    throw std::runtime_error(error);
+}
+
+py::dict cuda_host() {
+  int driver, runtime, devices;
+  raise(hrpose::cuda::probe_host(&driver, &runtime, &devices));
+  py::dict result;
+  result["driver"] = driver;
+  result["runtime"] = runtime;
+  result["devices"] = devices;
+  return result;
+}
+
+py::dict cuda_device(int device) {
+  char name[256];
+  int major, minor, arch;
+  const char *error = hrpose::cuda::probe_device(device, name, &major, &minor, &arch);
+  py::dict result;
+  result["name"] = name;
+  result["capability"] = py::make_tuple(major, minor);
+  result["code_arch"] = arch ? py::object(py::int_(arch)) : py::none();
+  result["error"] = error ? py::object(py::str(error)) : py::none();
+  return result;
+}
+#endif
+
+} // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.def("isas", isas);
+  m.def("isa", [] { return hrpose::active().isa; });
+  m.def("set_isa", hrpose::set_isa);
+  m.def("decode_fwd", decode_fwd, release());
+  m.def("crop_fwd", crop_fwd, release());
+#ifdef HRPOSE_WITH_CUDA
+  m.attr("cuda_archs") = HRPOSE_CUDA_ARCHS;
+  m.def("cuda_host", cuda_host);
+  m.def("cuda_device", cuda_device);
+#else
+  m.attr("cuda_archs") = "";
+#endif
+}

@@ -1,0 +1,46 @@
+// The table of CPU kernels: one per instruction set, the same members in each. Kernels trust their caller (hrpose/ops).
+#pragma once
+#include <cstdint>
+
+namespace hrpose {
+
+// All tensors are dense and row-major. Sizes are >= 1 except n >= 0. threads >= 1 is the number of workers to split
+// over.
+struct DecodeArgs {
+  const float *heatmaps;    // (n, k, h, w)
+  const float *flipped;     // the same shape, maps of the mirrored input, or null
+  const int32_t *perm;      // (k): joint of `flipped` that is joint k; read only with `flipped`
+  const double *transforms; // (n, 2, 3) heatmap px -> image px, or null for heatmap px
+  float *keypoints;         // (n, k, 2) out
+  float *scores;            // (n, k) out
+  int64_t n, k, h, w;
+  bool shift;   // move the mirrored maps one column to the right
+  bool quarter; // refine by a quarter of a pixel
+  int threads;
+};
+
+struct CropArgs {
+  const uint8_t *image;     // (image_h, image_w, 3); both sides <= 2^20
+  const double *transforms; // (n, 2, 3) image px -> crop px
+  double *inverses;         // (n, 2, 3) workspace
+  float *out;               // (n, 3, h, w)
+  int64_t image_h, image_w, n, h, w;
+  float scale[3], bias[3]; // out = grey * scale + bias, per channel
+  bool opencv4;            // OpenCV 2.4-4.x fixed point instead of exact bilinear
+  int threads;
+};
+
+struct Kernels {
+  const char *isa;
+  void (*decode_fwd)(const DecodeArgs &);
+  // -1, or the index of the first transform that cannot be inverted; `out` is then untouched.
+  int64_t (*crop_fwd)(const CropArgs &);
+};
+
+const Kernels &active();
+// Does instruction set `index` of this build, best first, run here? Its name goes to `name`, null past the last.
+bool supported(int index, const char **name);
+// False, and nothing changes, if this build or this processor lacks it.
+bool set_isa(const char *name);
+
+} // namespace hrpose

@@ -1,0 +1,106 @@
+"""Flags that several subcommands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import torch
+from torch import nn
+
+from hrpose.checkpoint import load_checkpoint
+from hrpose.errors import InputError, check
+from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
+from hrpose.models import create_model, list_models, load_weights
+from hrpose.skeleton import Skeleton
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="network by name (see `hrpose models`)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the network, e.g. dilation=reversed"
+    )
+    parser.add_argument("--width", type=int, metavar="PX", help="of the network's input (default 192)")
+    parser.add_argument("--height", type=int, metavar="PX", help="of the network's input (default 256)")
+
+
+def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-flip", action="store_true", help="do not average with the mirrored image's heatmaps")
+    parser.add_argument("--no-shift", action="store_true", help="do not shift the mirrored heatmaps by one pixel")
+    parser.add_argument("--refine", choices=REFINEMENTS, default="quarter", help="sub-pixel step of the decoder")
+    parser.add_argument("--crop", choices=CROPS, default="exact", help="opencv4: the arithmetic of published APs")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="persons per forward pass")
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+def protocol_from(options: argparse.Namespace) -> Protocol:
+    check(options.batch_size > 0, "--batch-size", f"must be > 0, got {options.batch_size}")
+    return Protocol(
+        flip=not options.no_flip,
+        shift=not options.no_shift,
+        refine=options.refine,
+        crop=options.crop,
+        precision=options.precision,
+    )
+
+
+def device_from(options: argparse.Namespace) -> torch.device:
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device: must be cpu, or cuda where there is such a card, got {name!r} ({reason})") from None
+    return device
+
+
+def size_from(options: argparse.Namespace, default: tuple[int, int] = (192, 256)) -> tuple[int, int]:
+    size = (options.width or default[0], options.height or default[1])
+    check(min(size) > 0, "--width, --height", f"must be > 0, got {size[0]}, {size[1]}")
+    return size
+
+
+def model_from(options: argparse.Namespace, skeleton: Skeleton) -> tuple[nn.Module, tuple[int, int]]:
+    """The network and its input size from --checkpoint, --model with a state dict as --checkpoint, or --model alone."""
+    if options.checkpoint and not options.model:
+        checkpoint = load_checkpoint(options.checkpoint)
+        same = checkpoint.skeleton.joints == skeleton.joints
+        theirs = f"{checkpoint.skeleton.name} ({', '.join(checkpoint.skeleton.joints)})"
+        mine = f"{skeleton.name} ({', '.join(skeleton.joints)})"
+        check(same, f"checkpoint {options.checkpoint}", f"was trained for the joints of {theirs}; the data has {mine}")
+        return checkpoint.build(), size_from(options, checkpoint.size)
+    name = options.model or "dpn4_32"
+    model = create_model(name, skeleton.num_joints, **model_options_from(options.option))
+    if options.checkpoint:
+        load_weights(model, options.checkpoint)
+    else:
+        print(f"hrpose: no --checkpoint: {name} with random weights", file=sys.stderr)
+    return model.eval(), size_from(options)
+
+
+def model_options_from(settings: list[str]) -> dict[str, str | int]:
+    """NAME=VALUE settings as keyword arguments of ``create_model``; whole numbers become integers."""
+    options: dict[str, str | int] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        check(bool(name and equals), "--option", f"must be NAME=VALUE, got {setting!r}")
+        options[name] = int(value) if value.lstrip("-").isdigit() else value
+    return options
+
+
+def default_workers() -> int:
+    """Processes that read images: none on small machines, where they would fight with the network for the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores <= 4 else min(8, cores // 2)
+
+
+__all__ = [
+    "add_device_flag", "add_model_flags", "add_protocol_flags", "default_workers", "device_from", "list_models",
+    "model_from", "model_options_from", "protocol_from", "size_from",
+]  # fmt: skip

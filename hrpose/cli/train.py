@@ -1,0 +1,118 @@
+"""`hrpose train`: a network on a COCO keypoint file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hrpose.checkpoint import load_checkpoint
+from hrpose.cli.arguments import (
+    add_device_flag,
+    add_model_flags,
+    default_workers,
+    device_from,
+    model_options_from,
+    size_from,
+)
+from hrpose.data.coco import Annotations, check_images, load_annotations
+from hrpose.data.dataset import PoseDataset
+from hrpose.errors import InputError, check
+from hrpose.files import write_atomically
+from hrpose.infer.evaluate import evaluate
+from hrpose.infer.protocol import Protocol
+from hrpose.models import create_model, load_weights
+from hrpose.train.fit import LAST, fit, resolve_precision
+from hrpose.train.recipe import RECIPES, get_recipe
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train a network on a COCO keypoint file")
+    parser.add_argument("--data", required=True, metavar="FILE.json", help="COCO keypoint annotations to train on")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of their images")
+    parser.add_argument("--val", metavar="FILE.json", help="annotations to score after each epoch (ground-truth boxes)")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: --images)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the log and the checkpoints")
+    add_model_flags(parser)
+    parser.add_argument("--weights", metavar="FILE", help="start from the weights of a checkpoint or state dict")
+    parser.add_argument("--recipe", default="dpn", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default dpn)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="shorten or stretch the recipe, drops in proportion")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a value of the recipe, e.g. lr=5e-4"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes that read images")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
+    parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
+    parser.add_argument("--no-flip-test", action="store_true", help="validate without the flip test, in half the time")
+    add_device_flag(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    recipe = get_recipe(options.recipe)
+    if options.epochs is not None:
+        check(options.epochs > 0, "--epochs", f"must be > 0, got {options.epochs}")
+        recipe = recipe.with_epochs(options.epochs)
+    recipe = recipe.with_settings(options.set)
+    check(options.workers >= 0, "--workers", f"must be >= 0, got {options.workers}")
+    if options.threads is not None:
+        check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    device = device_from(options)
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
+    size = size_from(options)
+    annotations = load_annotations(options.data)
+    check_images((p.file_name for p in annotations.persons), options.images)
+    validation = None
+    val_images = options.val_images or options.images
+    if options.val:
+        validation = load_annotations(options.val)
+        same = validation.skeleton.joints == annotations.skeleton.joints
+        check(same, f"--val {options.val}", f"must have the joints of {options.data}")
+        check_images((p.file_name for p in validation.persons), val_images)
+    torch.manual_seed(recipe.seed)
+    model = create_model(options.model or "dpn4_32", annotations.skeleton.num_joints, **model_options_from(options.option))
+    if options.weights:
+        load_weights(model, options.weights)
+    out = Path(options.out)
+    if not options.resume and (out / LAST).exists():
+        raise InputError(f"--out: {out} holds a run already; --resume goes on with it, another folder starts a new one")
+    if options.resume:
+        load_checkpoint(out / LAST)  # refuse before anything is written
+    data = PoseDataset(annotations.persons, options.images, size, annotations.skeleton, recipe.augmentation, recipe.seed)
+    settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
+    write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
+    if annotations.skeleton.flip_pairs is None:
+        print("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
+    print(f"{len(annotations.persons)} persons, {annotations.skeleton.name}, {recipe.precision}, {device}", flush=True)
+    protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
+
+    def validate(network: nn.Module) -> dict[str, Any]:
+        return score(network, validation, val_images, size, protocol, options.workers)
+
+    has_sigmas = validation is not None and validation.skeleton.sigmas is not None
+    fit(
+        model,
+        data,
+        recipe,
+        out,
+        validate=validate if validation else None,
+        score="AP" if has_sigmas else "PCK@0.2",
+        device=device,
+        workers=options.workers,
+        resume=options.resume,
+        checkpoint_seconds=options.checkpoint_seconds,
+        report=lambda line: print(line, flush=True),
+    )
+
+
+def score(
+    model: nn.Module, annotations: Annotations, folder: str | Path, size: tuple[int, int], protocol: Protocol, workers: int
+) -> dict[str, Any]:
+    return evaluate(model, annotations, folder, size, protocol=protocol, workers=workers).metrics

@@ -1,0 +1,157 @@
+"""Annotation file and images in, scores out: every person cropped, estimated, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from hrpose import ops
+from hrpose.data.coco import Annotations, Person, check_images
+from hrpose.data.dataset import MEAN, STD
+from hrpose.errors import InputError
+from hrpose.eval.coco import coco_metrics, results_from_predictions
+from hrpose.eval.pck import pck
+from hrpose.geometry import box_regions, crop_transforms
+from hrpose.image import read_image
+from hrpose.infer.protocol import Protocol, estimate
+
+GROUND_TRUTH = "ground-truth"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: AP, AR and their kin, "PCK@0.2", and the labels that say how they were measured; plain values.
+    results: COCO result entries, for ``eval.coco.save_results``."""
+
+    metrics: dict[str, Any]
+    results: list[dict[str, Any]]
+
+
+def evaluate(
+    model: nn.Module,
+    annotations: Annotations,
+    folder: str | Path,
+    size: tuple[int, int],
+    detections: Sequence[Person] | None = None,
+    boxes_name: str = GROUND_TRUTH,
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Evaluation:
+    """Score a network on a COCO keypoint file.
+
+    Args:
+        annotations: the ground truth (``load_annotations``); its skeleton says what the heatmaps mean.
+        folder:      where the images are. Their EXIF orientation is ignored: annotations refer to the stored pixels.
+        size:        (width, height) of the network's input.
+        detections:  boxes to look at (``load_detections``); None for the annotated persons' own.
+        boxes_name:  what to call the source of the boxes in the result.
+        progress:    called with the number of persons done after each batch.
+    Returns: AP and AR are None where the skeleton has no sigmas. PCK@0.2 compares each annotated person with the estimate
+        for its own box, so it is None for detections.
+    Raises: InputError for a missing or broken image (before any work starts, if missing) or a model of another skeleton.
+    """
+    skeleton = annotations.skeleton
+    persons = annotations.persons if detections is None else detections
+    check_images((p.file_name for p in persons), folder)
+    keypoints, scores = estimate_persons(
+        model, persons, folder, size, annotations, protocol, batch_size=batch_size, workers=workers, progress=progress
+    )
+    boxes = [p.box for p in persons]
+    areas = box_regions(boxes, size, protocol.padding)[1].prod(1).numpy()
+    box_scores = np.array([p.score for p in persons])
+    image_ids = [p.image_id for p in persons]
+    results = results_from_predictions(
+        image_ids, keypoints, scores, box_scores, areas, annotations.category_id, skeleton.sigmas
+    )
+    metrics: dict[str, Any] = {"AP": None, "AR": None}
+    if skeleton.sigmas is not None:
+        metrics = dict(coco_metrics(annotations, results))
+    found = None
+    if detections is None:
+        joints, visible = np.array([p.joints for p in persons]), np.array([p.visible for p in persons])
+        found = pck(keypoints, joints, visible, np.array(boxes), skeleton)
+    metrics["PCK@0.2"] = found.value if found else None
+    metrics["PCK reference"] = found.reference if found else None
+    metrics |= {"persons": len(persons), "boxes": boxes_name, **protocol.label(skeleton)}
+    metrics |= {"input": list(size), "skeleton": skeleton.name}
+    return Evaluation(metrics, results)
+
+
+def estimate_persons(
+    model: nn.Module,
+    persons: Sequence[Person],
+    folder: str | Path,
+    size: tuple[int, int],
+    annotations: Annotations,
+    protocol: Protocol,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (P, K, 2) in image pixels and scores (P, K) of `persons`, in their order; each image is read once."""
+    skeleton = annotations.skeleton
+    keypoints = np.zeros((len(persons), skeleton.num_joints, 2), np.float32)
+    scores = np.zeros((len(persons), skeleton.num_joints), np.float32)
+    loader = DataLoader(
+        _ImageCrops(persons, Path(folder), size, protocol),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # iter() draws a seed: from here, not from the global generator of a training run
+    )
+    device = next(model.parameters()).device
+    for indices, crops, transforms in _batches(loader, batch_size):
+        keypoints[indices], scores[indices] = estimate(model, crops.to(device), transforms, skeleton, protocol)
+        if progress:
+            progress(len(indices))
+    bad = ~np.isfinite(scores).all(1)
+    if bad.any():
+        person = persons[int(bad.argmax())]
+        name = f"{person.file_name} (annotation {person.annotation_id})" if person.annotation_id else person.file_name
+        raise InputError(f"model: gives heatmaps that are not finite, first for {name}; its weights are broken")
+    return keypoints, scores
+
+
+class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
+    """Per image: the indices of its persons, their crops (n, 3, H, W) and transforms (n, 2, 3)."""
+
+    def __init__(self, persons: Sequence[Person], folder: Path, size: tuple[int, int], protocol: Protocol) -> None:
+        groups: dict[str, list[int]] = {}
+        for index, person in enumerate(persons):
+            groups.setdefault(person.file_name, []).append(index)
+        self.groups, self.persons = list(groups.items()), persons
+        self.folder, self.size, self.protocol = folder, size, protocol
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, position: int) -> tuple[list[int], Tensor, Tensor]:
+        file_name, indices = self.groups[position]
+        image = read_image(self.folder / file_name, exif=False)
+        transforms = crop_transforms([self.persons[i].box for i in indices], self.size, self.protocol.padding)
+        return indices, ops.crop(image, transforms, self.size, self.protocol.crop, MEAN, STD), transforms
+
+
+def _batches(loader: DataLoader, batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Regroup images of any number of persons into batches of `batch_size` persons; the last may be smaller."""
+    indices: list[int] = []
+    crops: list[Tensor] = []
+    transforms: list[Tensor] = []
+    for more, some_crops, some_transforms in loader:
+        indices += more
+        crops.append(some_crops)
+        transforms.append(some_transforms)
+        while len(indices) >= batch_size:
+            all_crops, all_transforms = torch.cat(crops), torch.cat(transforms)
+            yield indices[:batch_size], all_crops[:batch_size], all_transforms[:batch_size]
+            indices, crops, transforms = indices[batch_size:], [all_crops[batch_size:]], [all_transforms[batch_size:]]
+    if indices:
+        yield indices, torch.cat(crops), torch.cat(transforms)

@@ -1,0 +1,82 @@
+"""How a network is applied at test time: crops in, keypoints out; every result is labelled with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrpose import ops
+from hrpose.errors import check
+from hrpose.geometry import PADDING, heatmap_to_image
+from hrpose.skeleton import Skeleton
+
+REFINEMENTS = ("quarter", "none")
+CROPS = ("exact", "opencv4")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The choices that change an AP.
+
+    flip:      average with the heatmaps of the mirrored input.
+    shift:     move the mirrored heatmaps one pixel right before averaging (HRNet's SHIFT_HEATMAP): a stride-4 grid is not
+               symmetric.
+    refine:    "quarter": a quarter pixel towards the higher neighbour; "none".
+    crop:      "exact" bilinear, or "opencv4": the fixed-point arithmetic that published APs were measured with.
+    padding:   how much larger than its box the region is that the network sees.
+    precision: "fp32", or "bf16" for mixed precision.
+    """
+
+    flip: bool = True
+    shift: bool = True
+    refine: str = "quarter"
+    crop: str = "exact"
+    padding: float = PADDING
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("refine", REFINEMENTS), ("crop", CROPS), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            check(value in choices, "protocol", f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check(self.padding > 0, "protocol", f"padding must be > 0, got {self.padding}")
+
+    def label(self, skeleton: Skeleton) -> dict[str, Any]:
+        """The choices as they take effect with `skeleton`, for result lines."""
+        flip = self.flip and skeleton.flip_pairs is not None
+        return {"flip": flip, "shift": flip and self.shift, "decoder": self.refine, "crop": self.crop,
+                "padding": self.padding, "precision": self.precision}  # fmt: skip
+
+
+@torch.inference_mode()
+def estimate(
+    model: nn.Module, crops: Tensor, transforms: Tensor, skeleton: Skeleton, protocol: Protocol
+) -> tuple[Tensor, Tensor]:
+    """Keypoints of cropped persons.
+
+    Args:
+        model:      in eval mode; images (N, 3, H, W) -> heatmaps (N, K, h, w).
+        crops:      (N, 3, H, W) normalised, on the model's device.
+        transforms: (N, 2, 3) float64, image pixels -> input pixels, that the crops were made with.
+    Returns: keypoints (N, K, 2) x, y in image pixels, scores (N, K), both float32 on the CPU.
+    Raises: InputError if the model has another number of heatmaps than `skeleton` has joints.
+    """
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    flip = protocol.flip and skeleton.flip_pairs is not None
+    with torch.autocast(crops.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
+        heatmaps = model(crops)
+        flipped = model(crops.flip(3)) if flip else None
+    joints = heatmaps.shape[1]
+    check(joints == skeleton.num_joints, "model", f"must have {skeleton.num_joints} heatmaps for {skeleton.name}, has {joints}")
+    keypoints, scores = ops.decode(
+        heatmaps,
+        flipped,
+        flip_pairs=skeleton.flip_pairs if flip else None,
+        shift=protocol.shift,
+        refine=protocol.refine,
+        transforms=heatmap_to_image(transforms, crops.shape[3] / heatmaps.shape[3]).to(heatmaps.device),
+    )
+    return keypoints.cpu(), scores.cpu()

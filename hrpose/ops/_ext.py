@@ -1,0 +1,168 @@
+"""Loads the native module hrpose._C once, chooses its instruction set, and says why an op runs without it."""
+
+import importlib
+import os
+from types import ModuleType
+
+import numpy as np
+import torch  # before hrpose._C, so that both share the OpenMP runtime that torch brings
+from torch import Tensor
+
+from hrpose.errors import InputError
+
+library = torch.library.Library("hrpose", "DEF")  # every op registers here; two of them would be an error of torch's
+
+HOW_TO_GET_IT = "run `pip install .` in a checkout of hrpose with a C++ compiler"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if os.environ.get("HRPOSE_EXT") == "0":
+        return None, "the native module is disabled by HRPOSE_EXT=0"
+    try:
+        return importlib.import_module("hrpose._C"), None
+    except ModuleNotFoundError:
+        return None, f"the native module is not installed ({HOW_TO_GET_IT})"
+    except ImportError as error:
+        return None, f"the native module does not load: {error} ({HOW_TO_GET_IT})"
+
+
+_native, _why_not_native = _load()
+_isa: str | None = None  # chosen on first use, so that a wrong HRPOSE_ISA cannot break `import hrpose`
+
+
+def native() -> ModuleType | None:
+    """hrpose._C, or None where it is not installed, does not load, or HRPOSE_EXT=0 forbids it."""
+    return _native
+
+
+def kernels() -> ModuleType:
+    """hrpose._C with its instruction set chosen; only for callers that know it is there.
+
+    Raises: InputError if the environment variable HRPOSE_ISA names an instruction set this build or processor lacks.
+    """
+    if _isa is None:
+        set_isa(os.environ.get("HRPOSE_ISA") or None)
+    return _native
+
+
+def isas() -> list[str]:
+    """Instruction sets that this build has and this processor runs, best first; [] without the native module."""
+    return _native.isas() if _native else []
+
+
+def isa() -> str | None:
+    """The instruction set in use, None without the native module. Raises: InputError on a wrong HRPOSE_ISA."""
+    return kernels().isa() if _native else None
+
+
+def set_isa(name: str | None) -> None:
+    """Use this instruction set from now on, in every thread; None takes the best one.
+
+    Raises: InputError if this build or this processor lacks it.
+    """
+    global _isa
+    if _native is None:
+        raise InputError(f"HRPOSE_ISA: name must be unset, got {name!r}: {_why_not_native}")
+    name = _native.isas()[0] if name is None else name
+    if not _native.set_isa(name):
+        raise InputError(f"HRPOSE_ISA: name must be one of {', '.join(isas())} on this machine, got {name!r}")
+    _isa = name
+
+
+def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
+    """One sentence on why an op on these tensors runs on the PyTorch reference, None if it runs on a kernel.
+
+    Args:
+        tensors: what the op was given; None entries are skipped.
+        dtype: the one dtype the kernel takes, None if the op has checked or converts them.
+    """
+    if _native is None:
+        return _why_not_native
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != "cpu":
+            return f"there is a kernel for the CPU only, the tensors are on {tensor.device.type}"
+        if tensor is not None and dtype is not None and tensor.dtype != dtype:
+            return f"the kernel takes {dtype}, the tensors are {tensor.dtype}"
+    return None
+
+
+def usable(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
+    """Does an op on these tensors run on a kernel? See `why_reference`."""
+    return why_reference(*tensors, dtype=dtype) is None
+
+
+def report() -> dict:
+    """What `hrpose doctor` prints about the native module: native, reason, isa, isas, openmp, cuda, cuda_archs.
+
+    `reason` says why there is no native module, or why its HRPOSE_ISA is refused; else it is None.
+    """
+    reason, current = _why_not_native, None
+    try:
+        current = isa()
+    except InputError as error:
+        reason = str(error)
+    archs = _native.cuda_archs if _native else ""
+    return {
+        "native": _native is not None,
+        "reason": reason,
+        "isa": current,
+        "isas": isas(),
+        "openmp": bool(_native and _native.openmp),
+        "cuda": bool(archs),
+        "cuda_archs": archs.split(";") if archs else [],
+    }
+
+
+def cuda_probe() -> dict:
+    """What the CUDA half of the native module sees: driver and runtime as (major, minor), devices, problem.
+
+    Each device is a dict of name, capability (major, minor), code_arch (the architecture of our code that ran on it,
+    900 for sm_90; None if none ran) and error. `problem` is one sentence if nothing of ours runs on a card, else None.
+    Creates a CUDA context on every card: for diagnosis, not for import time.
+    """
+    answer = {"driver": None, "runtime": None, "devices": [], "problem": None}
+    if _native is None or not _native.cuda_archs:
+        return answer | {"problem": _why_not_native or "the native module was built without CUDA"}
+    try:
+        host = _native.cuda_host()
+    except RuntimeError as error:
+        return answer | {"problem": f"CUDA does not answer: {error}"}
+    for key in ("driver", "runtime"):
+        answer[key] = (host[key] // 1000, host[key] % 1000 // 10) if host[key] else None
+    answer["devices"] = devices = [_native.cuda_device(index) for index in range(host["devices"])]
+    if not devices:
+        answer["problem"] = "there is no CUDA device" + ("" if answer["driver"] else " and no driver")
+    elif all(device["code_arch"] is None for device in devices):
+        archs = _native.cuda_archs.replace(";", ", ")
+        answer["problem"] = f"the kernels were built for {archs} and run on no card here: {devices[0]['error']}"
+    return answer
+
+
+def to_tensor(value: object, where: str, name: str, like: Tensor | None = None) -> Tensor:
+    """A dense tensor: tensors as they are, array-likes without a copy where possible, on the device of `like`.
+
+    Raises: InputError "<where>: <name> must be a tensor or an array ...".
+    """
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise InputError(f"{where}: {name} must be a dense tensor, got {value.layout}")
+        return value
+    try:
+        array = np.asarray(value)
+        if any(stride < 0 for stride in array.strides):
+            array = np.ascontiguousarray(array)  # torch has no negative strides
+        if not array.flags.writeable:
+            array = np.asarray(_Writeable(array))
+        return torch.as_tensor(array, device=None if like is None else like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = type(value).__name__
+        raise InputError(f"{where}: {name} must be a tensor or an array of numbers, got {got} ({error})") from error
+
+
+class _Writeable:
+    """A read-only array under a writeable name: torch warns about read-only memory, which PIL images have."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+        self.array = array  # keeps the memory alive

@@ -1,0 +1,215 @@
+"""Affine crops of an image to the network's input, normalised in the same pass."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrpose.errors import InputError
+from hrpose.ops import _ext
+
+WHERE = "crop"
+MAX_IMAGE_SIDE = 1 << 20  # the kernel's clamped fixed-point coordinates still end outside such an image
+MAX_SIDE = 1 << 14
+MAX_VALUES = 1 << 31  # 8 GiB of float32
+# Up to this many output pixels (two crops of 192 x 256) waking other threads costs more than it saves.
+PARALLEL_ABOVE = 1 << 17
+
+
+def crop(
+    image: Tensor,
+    transforms: Tensor,
+    size: tuple[int, int],
+    mode: str = "exact",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Tensor:
+    """Bilinear affine crops of one image, zero outside it, as float planes ready for the network.
+
+        (sx, sy) = inverse(transforms[n]) (x, y);   v = bilinear image at (sx, sy), a neighbour outside counting as 0
+        out[n, c, y, x] = v                         without mean and std: 0..255
+                        = (v / 255 - mean_c) / std_c
+
+    Args:
+        image: (H, W, 3) uint8, any strides, sides 1..2^20. Channels keep their order.
+        transforms: (N, 2, 3) float32 or float64, image px -> crop px, pixel centres at integers, N >= 0; finite and
+            invertible.
+        size: (width, height) of the crops, 1..16384 each, N * 3 * height * width <= 2^31.
+        mode: "exact": coordinates in double, weights and sums in float32. "opencv4": what cv::warpAffine(INTER_LINEAR)
+            of OpenCV 2.4-4.x computes, in steps of 1/32 px and rounded to whole grey levels, which published results
+            were made with.
+        mean, std: three numbers each, in units of 1 (not 255), std > 0; both or neither.
+
+    Returns: (N, 3, height, width) float32 on the device of the image.
+    Raises: InputError on a wrong shape, dtype, device, size, mode or normalisation, and on a transform that is not
+        finite or not invertible, naming its index.
+    Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops.
+    """
+    image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
+    run = torch.ops.hrpose.crop if _ext.usable(image, transforms) else _reference
+    return run(image, transforms, width, height, mode == "opencv4", scale, bias)
+
+
+def crop_reference(
+    image: Tensor,
+    transforms: Tensor,
+    size: tuple[int, int],
+    mode: str = "exact",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Tensor:
+    """`crop` in plain PyTorch, on any device with float64; equal to the kernel bit for bit."""
+    image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
+    return _reference(image, transforms, width, height, mode == "opencv4", scale, bias)
+
+
+def _checked(
+    image: Tensor,
+    transforms: Tensor,
+    size: tuple[int, int],
+    mode: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[Tensor, Tensor, int, int, list[float], list[float]]:
+    """Arguments as the kernel and the reference want them; mean and std as out = v * scale + bias."""
+    image = _ext.to_tensor(image, WHERE, "image")
+    if image.dtype != torch.uint8:
+        raise InputError(f"{WHERE}: image must be uint8, got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{WHERE}: image must be (H, W, 3), got {tuple(image.shape)}")
+    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_IMAGE_SIDE:
+        raise InputError(f"{WHERE}: image must have sides of 1..{MAX_IMAGE_SIDE} px, got {tuple(image.shape[:2])}")
+    transforms = _ext.to_tensor(transforms, WHERE, "transforms", image).detach()
+    if transforms.ndim != 3 or transforms.shape[1:] != (2, 3):
+        raise InputError(f"{WHERE}: transforms must be (N, 2, 3), got {tuple(transforms.shape)}")
+    if transforms.dtype not in (torch.float32, torch.float64) or transforms.device != image.device:
+        raise InputError(
+            f"{WHERE}: transforms must be float32 or float64 on {image.device}, "
+            f"got {transforms.dtype} on {transforms.device}"
+        )
+    try:
+        width, height = (int(side) for side in size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{WHERE}: size must be (width, height), got {size!r}") from error
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InputError(f"{WHERE}: size must be (width, height) of 1..{MAX_SIDE} px each, got {size!r}")
+    if transforms.shape[0] * 3 * width * height > MAX_VALUES:
+        raise InputError(
+            f"{WHERE}: transforms must be few enough for {MAX_VALUES} output values, "
+            f"got {transforms.shape[0]} crops of {width} x {height}; crop in batches"
+        )
+    if mode not in ("exact", "opencv4"):
+        raise InputError(f"{WHERE}: mode must be 'exact' or 'opencv4', got {mode!r}")
+    return image, transforms, width, height, *_scale_bias(mean, std)
+
+
+def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
+    if mean is None and std is None:
+        return [1.0] * 3, [0.0] * 3
+    if mean is None or std is None:
+        raise InputError(f"{WHERE}: mean and std must be given together, got mean={mean!r}, std={std!r}")
+    try:
+        means, stds = [float(v) for v in mean], [float(v) for v in std]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{WHERE}: mean and std must be three numbers each, got {mean!r}, {std!r}") from error
+    if len(means) != 3 or len(stds) != 3 or not all(map(math.isfinite, means + stds)) or min(stds) <= 0:
+        raise InputError(f"{WHERE}: mean and std must be three finite numbers each, std > 0, got {means}, {stds}")
+    return [1 / (255 * s) for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
+
+
+def _reference(
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
+) -> Tensor:
+    inverse = torch.ops.hrpose.invert_affine(transforms)[..., None, None]  # (N, 2, 3, 1, 1)
+    x = torch.arange(width, dtype=torch.float64, device=image.device)
+    y = torch.arange(height, dtype=torch.float64, device=image.device)[:, None]
+    column, row = inverse[:, :, 0] * x, inverse[:, :, 1] * y + inverse[:, :, 2]  # (N, 2, 1, w), (N, 2, h, 1)
+    if opencv4:  # column and row terms are rounded to 1/1024 px, their sum to 1/32; 16 is half a step
+        steps = _clamp(_round(column * 1024) + (_round(row * 1024) + 16), 2.0**30).long() >> 5
+        corner, fraction = steps >> 5, (steps & 31).float()
+    else:
+        source = _clamp(column + row, 2.0**30)
+        corner = source.floor()
+        corner, fraction = corner.long(), (source - corner).float()
+    (ix, iy), (fx, fy) = corner.unbind(1), fraction[..., None].unbind(1)  # (N, h, w), (N, h, w, 1)
+
+    (a, b), (c, d) = ([_tap(image, iy + j, ix + i) for i in (0, 1)] for j in (0, 1))
+    if opencv4:
+        grey = (32 - fy) * ((32 - fx) * a + fx * b) + fy * ((32 - fx) * c + fx * d)
+        grey = (grey * (1 / 1024) + 0.5).floor()
+    else:
+        top, bottom = a + fx * (b - a), c + fx * (d - c)
+        grey = top + fy * (bottom - top)
+    grey = grey * torch.tensor(scale, device=image.device) + torch.tensor(bias, device=image.device)
+    return grey.permute(0, 3, 1, 2).contiguous()
+
+
+def _tap(image: Tensor, iy: Tensor, ix: Tensor) -> Tensor:
+    """(N, h, w, 3) float32 values of the pixels, 0 outside the image."""
+    h, w = image.shape[:2]
+    inside = (ix >= 0) & (ix < w) & (iy >= 0) & (iy < h)
+    return image[iy.clamp(0, h - 1), ix.clamp(0, w - 1)].float() * inside[..., None]
+
+
+def _clamp(value: Tensor, limit: float) -> Tensor:
+    """Within +-limit, NaN at its lower end: what comes out fits an integer and, beyond every image, is outside."""
+    return torch.where(value > -limit, value, -limit).clamp(max=limit)
+
+
+def _round(value: Tensor) -> Tensor:
+    return _clamp(value, 2.0**50).round()  # half to even, like cvRound
+
+
+def _invert_affine(transforms: Tensor) -> Tensor:
+    """(N, 2, 3) float64 inverses, in the operation order of OpenCV.
+
+    An op of its own, opaque to the compiler: it refuses by value what cannot be inverted, and a fused multiply-add
+    would change the last bit.
+    """
+    (a, b, tx), (c, d, ty) = (row.unbind(1) for row in transforms.double().unbind(1))
+    det = a * d - b * c
+    scale = 1.0 / det
+    ia, ib, ic, id_ = d * scale, b * -scale, c * -scale, a * scale
+    inverse = torch.stack((ia, ib, -ia * tx - ib * ty, ic, id_, -ic * tx - id_ * ty), dim=1).reshape(-1, 2, 3)
+    good = (det != 0) & torch.isfinite(transforms).flatten(1).all(1) & torch.isfinite(inverse).flatten(1).all(1)
+    if not bool(good.all()):
+        _refuse(transforms, int((~good).nonzero()[0]))
+    return inverse
+
+
+def _refuse(transforms: Tensor, index: int) -> None:
+    raise InputError(f"{WHERE}: transforms[{index}] must be finite and invertible, got {transforms[index].tolist()}")
+
+
+def _crop_cpu(
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
+) -> Tensor:
+    if not _ext.usable(image, transforms):  # an exported graph, run where there is no native module
+        return _reference(image, transforms, width, height, opencv4, scale, bias)
+    image, transforms = image.contiguous(), transforms.double().contiguous()
+    out, inverses = _crop_fake(image, transforms, width, height, opencv4, scale, bias), torch.empty_like(transforms)
+    (image_h, image_w), n = image.shape[:2], transforms.shape[0]
+    threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
+    addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
+    normalise = (*scale, *bias)
+    bad = _ext.kernels().crop_fwd(*addresses, image_h, image_w, n, height, width, *normalise, opencv4, threads)
+    if bad >= 0:
+        _refuse(transforms, bad)
+    return out
+
+
+def _crop_fake(image: Tensor, transforms: Tensor, width: int, height: int, opencv4, scale, bias) -> Tensor:
+    return image.new_empty((transforms.shape[0], 3, height, width), dtype=torch.float32)
+
+
+_ext.library.define("invert_affine(Tensor transforms) -> Tensor")
+_ext.library.impl("invert_affine", _invert_affine, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "hrpose::invert_affine", lambda transforms: torch.empty_like(transforms, dtype=torch.float64), lib=_ext.library
+)
+_ext.library.define(
+    "crop(Tensor image, Tensor transforms, int width, int height, bool opencv4, float[] scale, float[] bias) -> Tensor"
+)
+_ext.library.impl("crop", _crop_cpu, "CPU")
+torch.library.register_fake("hrpose::crop", _crop_fake, lib=_ext.library)

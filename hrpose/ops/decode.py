@@ -1,0 +1,190 @@
+"""Heatmaps to keypoints: flip merge, arg-max, quarter offset, map to the image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrpose.errors import InputError
+from hrpose.ops import _ext
+
+WHERE = "decode"
+# Below this many heatmap values (64 images of 17 x 64 x 48) waking other threads costs more than it saves.
+PARALLEL_ABOVE = 64 * 17 * 64 * 48
+
+
+def decode(
+    heatmaps: Tensor,
+    flipped: Tensor | None = None,
+    flip_pairs: Sequence[tuple[int, int]] | None = None,
+    shift: bool = True,
+    refine: str = "quarter",
+    transforms: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Keypoints and their scores from heatmaps, as HRNet and Simple Baselines publish it (get_final_preds).
+
+        v[n,k,y,x] = (heatmaps[n,k,y,x] + flipped[n, perm k, y, W-1-max(x-s, 0)]) / 2,  s = 1 with `shift`, else 0
+        score      = max v;  (px, py) = its first position, (0, 0) unless score > 0
+        quarter:     px += sign(v[py,px+1] - v[py,px-1]) / 4,  py likewise,  if 1 < px < W-1 and 1 < py < H-1
+        keypoint   = transforms[n] @ (px, py, 1)
+
+    Args:
+        heatmaps: (N, K, H, W) floating point, N >= 0, others >= 1. float32 is decoded by the kernel; float16 and
+            bfloat16 are converted to it first; float64 runs the reference in float64.
+        flipped: the same shape and dtype: maps of the mirrored input as the network emitted them, neither mirrored back
+            nor with joints swapped.
+        flip_pairs: (left, right) joint indices that trade places in the mirror; required with `flipped` ([] for none),
+            unused without.
+        shift: move the mirrored-back maps one column to the right, column 0 staying, because a strided grid is not
+            symmetric (SHIFT_HEATMAP). Without `flipped` it does nothing.
+        refine: "quarter" or "none".
+        transforms: (N, 2, 3) float32 or float64, heatmap px -> image px; computed in double. None keeps heatmap px.
+            Not checked for NaN: a transform with NaN gives keypoints with NaN.
+
+    Returns: keypoints (N, K, 2) float32 x, y, pixel centres at integers; scores (N, K) float32. A map with a NaN in it
+        (after merging) gives NaN for all three; infinities are ordinary values. Not differentiable: inputs are
+        detached.
+    Raises: InputError on a wrong shape, dtype, device, flip pair or refine.
+    Cost: reads every heatmap value once; 12 bytes out per map.
+    """
+    heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
+    if _ext.usable(heatmaps, dtype=torch.float32):
+        return torch.ops.hrpose.decode(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+    return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+
+
+def decode_reference(
+    heatmaps: Tensor,
+    flipped: Tensor | None = None,
+    flip_pairs: Sequence[tuple[int, int]] | None = None,
+    shift: bool = True,
+    refine: str = "quarter",
+    transforms: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`decode` in plain PyTorch, on any device; equal to the kernel bit for bit."""
+    heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
+    return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+
+
+def _checked(
+    heatmaps: Tensor,
+    flipped: Tensor | None,
+    flip_pairs: Sequence[tuple[int, int]] | None,
+    refine: str,
+    transforms: Tensor | None,
+) -> tuple[Tensor, Tensor | None, list[int], Tensor | None]:
+    """Arguments as the kernel and the reference want them: detached, float32 or float64, pairs as a permutation."""
+    heatmaps = _ext.to_tensor(heatmaps, WHERE, "heatmaps").detach()
+    if heatmaps.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise InputError(f"{WHERE}: heatmaps must be floating point, got {heatmaps.dtype}")
+    if heatmaps.ndim != 4 or min(heatmaps.shape[1:]) < 1:
+        raise InputError(f"{WHERE}: heatmaps must be (N, K, H, W) with K, H, W >= 1, got {tuple(heatmaps.shape)}")
+    if refine not in ("quarter", "none"):
+        raise InputError(f"{WHERE}: refine must be 'quarter' or 'none', got {refine!r}")
+    n, joints = heatmaps.shape[:2]
+
+    perm = []
+    if flipped is not None:
+        flipped = _ext.to_tensor(flipped, WHERE, "flipped", heatmaps).detach()
+        if flipped.shape != heatmaps.shape:
+            raise InputError(
+                f"{WHERE}: flipped must be of the shape of heatmaps {tuple(heatmaps.shape)}, got {tuple(flipped.shape)}"
+            )
+        if flipped.dtype != heatmaps.dtype or flipped.device != heatmaps.device:
+            raise InputError(
+                f"{WHERE}: flipped must be {heatmaps.dtype} on {heatmaps.device} like heatmaps, "
+                f"got {flipped.dtype} on {flipped.device}"
+            )
+        if flip_pairs is None:
+            raise InputError(f"{WHERE}: flip_pairs must be given with flipped ([] if no joints trade places), got None")
+        perm = _permutation(flip_pairs, joints)
+    if transforms is not None:
+        transforms = _ext.to_tensor(transforms, WHERE, "transforms", heatmaps).detach()
+        if transforms.ndim != 3 or transforms.shape[0] != n or transforms.shape[1:] != (2, 3):
+            raise InputError(f"{WHERE}: transforms must be (N, 2, 3) = ({n}, 2, 3), got {tuple(transforms.shape)}")
+        if transforms.dtype not in (torch.float32, torch.float64) or transforms.device != heatmaps.device:
+            raise InputError(
+                f"{WHERE}: transforms must be float32 or float64 on {heatmaps.device}, "
+                f"got {transforms.dtype} on {transforms.device}"
+            )
+    if heatmaps.dtype in (torch.float16, torch.bfloat16):
+        heatmaps, flipped = heatmaps.float(), None if flipped is None else flipped.float()
+    return heatmaps, flipped, perm, transforms
+
+
+def _permutation(flip_pairs: Sequence[tuple[int, int]], joints: int) -> list[int]:
+    perm, seen = list(range(joints)), set()
+    try:
+        pairs = [(int(left), int(right)) for left, right in flip_pairs]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{WHERE}: flip_pairs must be pairs of joint indices, got {flip_pairs!r}") from error
+    for left, right in pairs:
+        if not (0 <= left < joints and 0 <= right < joints):
+            raise InputError(f"{WHERE}: flip_pairs must be joint indices in 0..{joints - 1}, got ({left}, {right})")
+        if left == right or left in seen or right in seen:
+            raise InputError(f"{WHERE}: flip_pairs must name each joint at most once, got ({left}, {right}) in {pairs}")
+        seen.update((left, right))
+        perm[left], perm[right] = right, left
+    return perm
+
+
+def _reference(
+    heatmaps: Tensor, flipped: Tensor | None, perm: list[int], shift: bool, quarter: bool, transforms: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    n, k, h, w = heatmaps.shape
+    if flipped is not None:
+        mirrored = flipped[:, perm].flip(3)
+        if shift:
+            mirrored = torch.cat((mirrored[..., :1], mirrored[..., : w - 1]), dim=3)
+        heatmaps = (heatmaps + mirrored) * 0.5
+    flat = heatmaps.reshape(n, k, h * w)
+    index = flat.argmax(2, keepdim=True)
+    score = flat.gather(2, index).squeeze(2)
+    index = index.squeeze(2) * (score > 0)
+    px, py = index % w, index // w
+    x, y = px.double(), py.double()
+    if quarter and min(h, w) > 3:
+        inside = (px > 1) & (px < w - 1) & (py > 1) & (py < h - 1)
+        # Outside, any index that exists will do; comparing instead of subtracting keeps inf - inf out.
+        around = (index * inside + (w + 1) * ~inside).unsqueeze(2)
+        x = x + _quarter_step(flat.gather(2, around - 1), flat.gather(2, around + 1)) * inside
+        y = y + _quarter_step(flat.gather(2, around - w), flat.gather(2, around + w)) * inside
+    keypoints = torch.stack((x, y), dim=2)
+    if transforms is not None:
+        row_x, row_y = transforms.double()[:, :, None].unbind(1)
+        keypoints = torch.stack([t[..., 0] * x + t[..., 1] * y + t[..., 2] for t in (row_x, row_y)], dim=2)
+    nan = flat.isnan().any(2)
+    return keypoints.float().masked_fill(nan[..., None], torch.nan), score.float().masked_fill(nan, torch.nan)
+
+
+def _quarter_step(low: Tensor, high: Tensor) -> Tensor:
+    return (0.25 * ((high > low).double() - (high < low).double())).squeeze(2)
+
+
+def _decode_cpu(
+    heatmaps: Tensor, flipped: Tensor | None, perm: list[int], shift: bool, quarter: bool, transforms: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if not _ext.usable(heatmaps, flipped, dtype=torch.float32):  # an exported graph run without the native module
+        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
+    n, k, h, w = heatmaps.shape
+    heatmaps, flipped = heatmaps.contiguous(), None if flipped is None else flipped.contiguous()
+    joints = torch.tensor(perm, dtype=torch.int32)
+    transforms = None if transforms is None else transforms.double().contiguous()
+    keypoints, scores = _decode_fake(heatmaps, flipped, perm, shift, quarter, transforms)
+    threads = torch.get_num_threads() if heatmaps.numel() > PARALLEL_ABOVE else 1
+    addresses = [0 if t is None else t.data_ptr() for t in (heatmaps, flipped, joints, transforms, keypoints, scores)]
+    _ext.kernels().decode_fwd(*addresses, n, k, h, w, shift, quarter, threads)
+    return keypoints, scores
+
+
+def _decode_fake(heatmaps: Tensor, flipped, perm, shift, quarter, transforms) -> tuple[Tensor, Tensor]:
+    n, k = heatmaps.shape[:2]
+    return heatmaps.new_empty((n, k, 2), dtype=torch.float32), heatmaps.new_empty((n, k), dtype=torch.float32)
+
+
+_ext.library.define(
+    "decode(Tensor heatmaps, Tensor? flipped, int[] perm, bool shift, bool quarter, Tensor? transforms)"
+    " -> (Tensor, Tensor)"
+)
+_ext.library.impl("decode", _decode_cpu, "CPU")
+torch.library.register_fake("hrpose::decode", _decode_fake, lib=_ext.library)

@@ -1,0 +1,36 @@
+"""Fixtures every test may use: instruction sets, a seeded generator, the folder of real data."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hrpose.ops import _ext
+
+
+@pytest.fixture(params=_ext.isas() or [None], ids=lambda name: name or "reference")
+def isa(request: pytest.FixtureRequest):
+    """Runs the test once per instruction set of this machine, once on the reference where there is no native module."""
+    if request.param is None:
+        yield None
+        return
+    before = _ext.isa()
+    _ext.set_isa(request.param)
+    yield request.param
+    _ext.set_isa(before)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with coco_mini/ and opencv4_crops/: $HRPOSE_DATA, or shared/data beside the checkout."""
+    named = os.environ.get("HRPOSE_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "coco_mini").is_dir():
+        pytest.skip(f"real data not found: set HRPOSE_DATA to a folder with coco_mini/ (looked in {folder})")
+    return folder

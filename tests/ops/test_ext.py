@@ -1,0 +1,125 @@
+"""The loader of the native module: how it is found, forced, refused, and what it says of itself."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hrpose.errors import InputError
+from hrpose.ops import _ext
+
+needs_native = pytest.mark.skipif(_ext.native() is None, reason=str(_ext.why_reference()))
+
+
+def run(code: str, **environment: str) -> str:
+    """Output of a fresh interpreter with only these HRPOSE_ variables; it may print nothing on stderr."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HRPOSE_")}
+    environment = inherited | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
+
+
+TRY_DECODE = """
+import torch
+from hrpose.errors import InputError
+from hrpose.ops import _ext, decode
+try:
+    decode(torch.zeros(1, 1, 2, 2))
+    print("ran", _ext.isa())
+except InputError as error:
+    print(error, "|", _ext.report()["reason"])
+"""
+
+
+@needs_native
+def test_hrpose_isa_is_obeyed_or_refused():
+    names = _ext.isas()
+    assert names[-1] == "generic" and len(set(names)) == len(names)
+    assert run(TRY_DECODE, HRPOSE_ISA="generic") == "ran generic\n"
+    assert run(TRY_DECODE, HRPOSE_ISA="") == f"ran {names[0]}\n"
+    message = f"HRPOSE_ISA: name must be one of {', '.join(names)} on this machine, got 'avx9000'"
+    assert run(TRY_DECODE, HRPOSE_ISA="avx9000") == f"{message} | {message}\n"
+
+
+@needs_native
+def test_set_isa(isa):
+    assert _ext.isa() == isa == _ext.report()["isa"]
+    with pytest.raises(InputError, match=r"HRPOSE_ISA: name must be one of .*, got 'mmx'"):
+        _ext.set_isa("mmx")
+    assert _ext.isa() == isa
+    _ext.set_isa(None)
+    assert _ext.isa() == _ext.isas()[0]
+
+
+def test_import_is_silent_and_lazy():
+    code = "import hrpose.ops, sys; print('torch._dynamo' in sys.modules, 'torch.utils.cpp_extension' in sys.modules)"
+    for environment in ({}, {"HRPOSE_EXT": "0"}, {"HRPOSE_ISA": "wrong"}):
+        assert run(code, **environment).split()[-1] == "False"
+
+
+def test_disabled():
+    code = "from hrpose.ops import _ext; print(_ext.native(), _ext.isas(), _ext.isa(), _ext.why_reference(), sep='|')"
+    assert run(code, HRPOSE_EXT="0") == "None|[]|None|the native module is disabled by HRPOSE_EXT=0\n"
+    refused = "from hrpose.ops import _ext\ntry: _ext.set_isa('generic')\nexcept ValueError as e: print(e)"
+    assert "disabled by HRPOSE_EXT=0" in run(refused, HRPOSE_EXT="0")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'hrpose._C'"), "the native module is not installed"),
+        (ImportError("libgomp.so.1: cannot open"), "the native module does not load: libgomp.so.1: cannot open"),
+    ],
+)
+def test_missing_module_says_how_to_get_it(monkeypatch, error, reason):
+    def fail(name):
+        raise error
+
+    monkeypatch.delenv("HRPOSE_EXT", raising=False)
+    monkeypatch.setattr(_ext.importlib, "import_module", fail)
+    module, why = _ext._load()
+    assert module is None and why.startswith(reason)
+    assert "`pip install .` in a checkout of hrpose with a C++ compiler" in why
+
+
+@needs_native
+def test_why_reference():
+    cpu, meta = torch.zeros(1), torch.zeros(1, device="meta")
+    assert _ext.why_reference(cpu, None, dtype=torch.float32) is None and _ext.usable(cpu)
+    assert _ext.why_reference(cpu, meta) == "there is a kernel for the CPU only, the tensors are on meta"
+    assert _ext.why_reference(cpu.double(), dtype=torch.float32) == (
+        "the kernel takes torch.float32, the tensors are torch.float64"
+    )
+
+
+def test_report_and_probe():
+    report, probe = _ext.report(), _ext.cuda_probe()
+    assert set(report) == {"native", "reason", "isa", "isas", "openmp", "cuda", "cuda_archs"}
+    assert report["native"] == (report["reason"] is None) == (report["isa"] in report["isas"])
+    assert report["cuda"] == bool(report["cuda_archs"])
+    if not report["cuda"]:
+        assert probe["devices"] == [] and probe["problem"]
+    elif not torch.cuda.is_available():
+        assert probe["runtime"] and "no CUDA device" in probe["problem"]
+    else:
+        for index, device in enumerate(probe["devices"]):
+            assert device["capability"] == torch.cuda.get_device_capability(index)
+            assert (device["code_arch"] is None) == (device["error"] is not None)
+
+
+def test_to_tensor():
+    tensor = torch.zeros(3)
+    assert _ext.to_tensor(tensor, "op", "x") is tensor
+    array = np.arange(6.0).reshape(2, 3)
+    assert _ext.to_tensor(array, "op", "x").data_ptr() == array.ctypes.data  # no copy
+    array.flags.writeable = False
+    assert _ext.to_tensor(array, "op", "x").data_ptr() == array.ctypes.data
+    assert not array.flags.writeable
+    assert _ext.to_tensor(array[::-1, ::-1], "op", "x").tolist() == [[5, 4, 3], [2, 1, 0]]
+    assert _ext.to_tensor([[1.5, 2]], "op", "x", like=torch.zeros(1, device="meta")).device.type == "meta"
+    with pytest.raises(InputError, match=r"^op: x must be a tensor or an array of numbers, got list"):
+        _ext.to_tensor([1, "a"], "op", "x")
