@@ -108,9 +108,11 @@ class BuildNative(build_ext):
         common = [*CXX_FLAGS, *openmp, *defines, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
         edges = []  # (output, inputs, command)
-        for source in sorted(Path("csrc").resolve().glob("**/*.c[pu]*")):
+        for source in sorted(Path("csrc").resolve().rglob("*.*")):
             isa = source.stem.removeprefix("kernels_")
-            if (source.suffix == ".cu" and not nvcc) or (isa in ISA_FLAGS and isa != "generic" and not x86):
+            if source.suffix not in (".cpp", ".cu") or (source.suffix == ".cu" and not nvcc):
+                continue
+            if not x86 and ISA_FLAGS.get(isa):
                 continue
             out = temp / f"{source.parent.name}_{source.name}.o"
             if source.suffix == ".cu":

@@ -67,7 +67,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     hint = "is not a checkpoint of hrpose; for a bare state dict use hrpose.load_weights(model, path)"
     check(known, where, hint)
     version = content["hrpose_format"]
-    check(version == _FORMAT, where, f"must have format {_FORMAT}, got {version!r} (written by another version of hrpose)")
+    check(
+        version == _FORMAT, where, f"must have format {_FORMAT}, got {version!r} (written by another version of hrpose)"
+    )
     stated = content.pop("sha256", None)
     check(stated == digest(content), where, "is damaged: its SHA-256 check sum differs")
     try:

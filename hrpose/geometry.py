@@ -32,7 +32,9 @@ def as_boxes(boxes: Any, where: str = "boxes") -> Tensor:
     bad = ~(out.isfinite().all(1) & (out[:, 2:] >= 0).all(1) & (out[:, 2:] > 0).any(1))
     if bad.any():
         i = int(bad.nonzero()[0])
-        raise InputError(f"{where}: box {i} must be finite with width, height >= 0 and not both 0, got {out[i].tolist()}")
+        raise InputError(
+            f"{where}: box {i} must be finite with width, height >= 0 and not both 0, got {out[i].tolist()}"
+        )
     return out
 
 

@@ -44,7 +44,11 @@ class Skeleton:
                 valid = len(pair) == 2 and all(isinstance(j, int) and 0 <= j < k for j in pair) and pair[0] != pair[1]
                 check(valid, where, f"{field} must be pairs of two different joint indices 0..{k - 1}, got {pair}")
         paired = [j for pair in self.flip_pairs or () for j in pair]
-        check(len(paired) == len(set(paired)), where, f"flip_pairs must hold each joint at most once, got {self.flip_pairs}")
+        check(
+            len(paired) == len(set(paired)),
+            where,
+            f"flip_pairs must hold each joint at most once, got {self.flip_pairs}",
+        )
         if self.sigmas is not None:
             check(len(self.sigmas) == k, where, f"sigmas must be {k} numbers, one per joint, got {len(self.sigmas)}")
             valid = all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.sigmas)

@@ -35,12 +35,20 @@ def draw_poses(
     """
     keypoints = np.asarray(keypoints, np.float64)
     persons, joints = keypoints.shape[:2] if keypoints.ndim == 3 else (0, 0)
-    check(keypoints.ndim == 3 and keypoints.shape[2] == 2, "draw_poses", f"keypoints must be (P, K, 2), got {keypoints.shape}")
+    check(
+        keypoints.ndim == 3 and keypoints.shape[2] == 2,
+        "draw_poses",
+        f"keypoints must be (P, K, 2), got {keypoints.shape}",
+    )
     scores = np.ones((persons, joints)) if scores is None else np.asarray(scores)
     expected = (persons, joints)
     check(scores.shape == expected, "draw_poses", f"scores must be {expected}, got {scores.shape}")
     if skeleton is not None:
-        check(skeleton.num_joints == joints, "draw_poses", f"skeleton must have {joints} joints, has {skeleton.num_joints}")
+        check(
+            skeleton.num_joints == joints,
+            "draw_poses",
+            f"skeleton must have {joints} joints, has {skeleton.num_joints}",
+        )
     picture = Image.fromarray(np.ascontiguousarray(image))
     # Lines drawn on a layer twice as large and reduced are smooth; only their outline is blended, the photograph stays.
     zoom = 2
@@ -54,7 +62,10 @@ def draw_poses(
             x, y, w, h = (np.asarray(boxes[person], np.float64) + (0.5, 0.5, 0, 0)) * zoom
             draw.rectangle([x, y, x + w, y + h], outline=(255, 255, 255, 160), width=max(1, int(width / 3)))
         _draw_skeleton(draw, points, skeleton, width)
-    picture.paste(layer.resize(picture.size, Image.Resampling.BOX), mask=layer.getchannel("A").resize(picture.size, Image.Resampling.BOX))
+    picture.paste(
+        layer.resize(picture.size, Image.Resampling.BOX),
+        mask=layer.getchannel("A").resize(picture.size, Image.Resampling.BOX),
+    )
     return picture
 
 
@@ -89,7 +100,9 @@ def _line_width(points: np.ndarray, size: tuple[int, int]) -> float:
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, height: int, gap: int = 6) -> Image.Image:
     """Pictures in rows of `columns`, each scaled to `height` pixels, on white."""
     check(len(pictures) > 0, "contact_sheet", "needs at least one picture")
-    scaled = [p.resize((max(1, round(p.width * height / p.height)), height), Image.Resampling.LANCZOS) for p in pictures]
+    scaled = [
+        p.resize((max(1, round(p.width * height / p.height)), height), Image.Resampling.LANCZOS) for p in pictures
+    ]
     rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
     width = max(sum(p.width for p in row) + gap * (len(row) + 1) for row in rows)
     sheet = Image.new("RGB", (width, gap + len(rows) * (height + gap)), "white")

@@ -140,9 +140,9 @@ def test_broken_source_is_an_error_and_no_compiler_is_not(tmp_path):
     done = build_in(folder, PATH="/nonexistent", HRPOSE_CUDA="0", CXX="")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("no C++ compiler") == 1 and not list((folder / "hrpose").iterdir())
-    (folder / "csrc" / "cpu" / "decode.inl").write_text("this is no C++\n")
+    (folder / "csrc" / "bindings.cpp").write_text("this is no C++\n")
     done = build_in(folder, HRPOSE_CUDA="0")
-    assert done.returncode == 1 and "decode.inl" in done.stdout + done.stderr
+    assert done.returncode == 1 and "bindings.cpp" in done.stdout + done.stderr
 
 
 @needs_cxx

@@ -19,7 +19,11 @@ from hrpose.skeleton import Skeleton
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="network by name (see `hrpose models`)")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the network, e.g. dilation=reversed"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the network, e.g. dilation=reversed",
     )
     parser.add_argument("--width", type=int, metavar="PX", help="of the network's input (default 192)")
     parser.add_argument("--height", type=int, metavar="PX", help="of the network's input (default 256)")
@@ -56,7 +60,9 @@ def device_from(options: argparse.Namespace) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device: must be cpu, or cuda where there is such a card, got {name!r} ({reason})") from None
+        raise InputError(
+            f"--device: must be cpu, or cuda where there is such a card, got {name!r} ({reason})"
+        ) from None
     return device
 
 

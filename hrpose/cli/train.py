@@ -46,7 +46,9 @@ def add_parser(commands: Any) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a value of the recipe, e.g. lr=5e-4"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes that read images")
+    parser.add_argument(
+        "--workers", type=int, default=default_workers(), metavar="N", help="processes that read images"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
     parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
     parser.add_argument("--no-flip-test", action="store_true", help="validate without the flip test, in half the time")
@@ -77,7 +79,9 @@ def run(options: argparse.Namespace) -> None:
         check(same, f"--val {options.val}", f"must have the joints of {options.data}")
         check_images((p.file_name for p in validation.persons), val_images)
     torch.manual_seed(recipe.seed)
-    model = create_model(options.model or "dpn4_32", annotations.skeleton.num_joints, **model_options_from(options.option))
+    model = create_model(
+        options.model or "dpn4_32", annotations.skeleton.num_joints, **model_options_from(options.option)
+    )
     if options.weights:
         load_weights(model, options.weights)
     out = Path(options.out)
@@ -85,7 +89,9 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--out: {out} holds a run already; --resume goes on with it, another folder starts a new one")
     if options.resume:
         load_checkpoint(out / LAST)  # refuse before anything is written
-    data = PoseDataset(annotations.persons, options.images, size, annotations.skeleton, recipe.augmentation, recipe.seed)
+    data = PoseDataset(
+        annotations.persons, options.images, size, annotations.skeleton, recipe.augmentation, recipe.seed
+    )
     settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
     write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
     if annotations.skeleton.flip_pairs is None:
@@ -113,6 +119,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def score(
-    model: nn.Module, annotations: Annotations, folder: str | Path, size: tuple[int, int], protocol: Protocol, workers: int
+    model: nn.Module,
+    annotations: Annotations,
+    folder: str | Path,
+    size: tuple[int, int],
+    protocol: Protocol,
+    workers: int,
 ) -> dict[str, Any]:
     return evaluate(model, annotations, folder, size, protocol=protocol, workers=workers).metrics

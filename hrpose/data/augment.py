@@ -75,7 +75,9 @@ def random_view(
     half = half_body_region(joints, visible, size, skeleton, augmentation, rng)
     if half is not None:
         center, extent = half
-    scale = float(np.clip(1 + augmentation.scale * rng.standard_normal(), 1 - augmentation.scale, 1 + augmentation.scale))
+    scale = float(
+        np.clip(1 + augmentation.scale * rng.standard_normal(), 1 - augmentation.scale, 1 + augmentation.scale)
+    )
     limit = 2 * augmentation.rotation_deg
     turned = rng.random() < augmentation.rotation_probability
     angle = float(np.clip(augmentation.rotation_deg * rng.standard_normal(), -limit, limit)) if turned else 0.0

@@ -115,6 +115,27 @@ def load_detections(path: str | Path, annotations: Annotations, min_score: float
     return persons, elsewhere
 
 
+def load_boxes(path: str | Path) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Boxes by file name: from {"photo.jpg": [[x, y, w, h], ...]}, or the persons of a COCO keypoint file.
+
+    Raises: InputError naming the file and the entry.
+    """
+    where = f"boxes {path}"
+    data = _read_json(path, where)
+    check(
+        isinstance(data, dict), where, f'must be {{"photo.jpg": [[x, y, w, h], ...]}} or a COCO file, got {_kind(data)}'
+    )
+    by_name: dict[str, list[tuple[float, float, float, float]]] = {}
+    if "annotations" in data:
+        for person in load_annotations(path).persons:
+            by_name.setdefault(person.file_name, []).append(person.box)
+        return by_name
+    for name, boxes in data.items():
+        check(isinstance(boxes, list), f"{where}: {name}", f"must be a list of [x, y, w, h], got {_kind(boxes)}")
+        by_name[name] = [_box(box, f"{where}: {name}") for box in boxes]
+    return by_name
+
+
 def check_images(file_names: Iterable[str], folder: str | Path) -> None:
     """Raise an InputError naming the first of `file_names` that `folder` lacks, before any work starts."""
     folder = Path(folder)
@@ -142,7 +163,11 @@ def _person_category(categories: list[dict[str, Any]], where: str) -> dict[str, 
     with_joints = [c for c in categories if c.get("keypoints")]
     found = [c.get("name", "?") for c in with_joints]
     check(len(with_joints) == 1, where, f"categories must hold exactly one category with keypoints, got {found}")
-    check(_is_id(with_joints[0].get("id")), where, f"categories: id must be an integer > 0, got {with_joints[0].get('id')!r}")
+    check(
+        _is_id(with_joints[0].get("id")),
+        where,
+        f"categories: id must be an integer > 0, got {with_joints[0].get('id')!r}",
+    )
     return with_joints[0]
 
 
@@ -174,7 +199,11 @@ def _annotation(entry: dict[str, Any], num_joints: int, images: dict[int, Any], 
     box = _box(entry["bbox"], here)
     keypoints = entry.get("keypoints")
     if keypoints is None:
-        check(not entry.get("num_keypoints"), here, f"keypoints is missing, but num_keypoints is {entry.get('num_keypoints')}")
+        check(
+            not entry.get("num_keypoints"),
+            here,
+            f"keypoints is missing, but num_keypoints is {entry.get('num_keypoints')}",
+        )
         keypoints = [0] * (3 * num_joints)
     check(isinstance(keypoints, list), here, f"keypoints must be a list of numbers, got {_kind(keypoints)}")
     expected = f"{3 * num_joints} numbers (x, y, v for each of {num_joints} joints)"
@@ -188,7 +217,14 @@ def _annotation(entry: dict[str, Any], num_joints: int, images: dict[int, Any], 
     area = entry.get("area", box[2] * box[3])
     check(_is_number(area), here, f"area must be a finite number, got {area!r}")
     check(area > 0 or not labelled or crowd, here, f"area must be > 0 for a person with keypoints, got {area!r}")
-    return {**entry, "bbox": list(box), "keypoints": keypoints, "num_keypoints": labelled, "area": area, "iscrowd": crowd}
+    return {
+        **entry,
+        "bbox": list(box),
+        "keypoints": keypoints,
+        "num_keypoints": labelled,
+        "area": area,
+        "iscrowd": crowd,
+    }
 
 
 def _person(annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> Person | None:
@@ -218,7 +254,9 @@ def _box(value: Any, here: str) -> tuple[float, float, float, float]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
+    )
 
 
 def _is_id(value: Any) -> bool:

@@ -74,7 +74,9 @@ class PoseDataset(Dataset[Sample]):
             view = plain_view(region, joints, visible, self.size)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            view = random_view(region, joints, visible, image.shape[1], self.size, self.skeleton, self.augmentation, rng)
+            view = random_view(
+                region, joints, visible, image.shape[1], self.size, self.skeleton, self.augmentation, rng
+            )
         crop = ops.crop(image, view.transform[None], self.size, mean=MEAN, std=STD)[0]
         return Sample(crop, view.joints.float(), view.visible.float(), torch.tensor(index))
 

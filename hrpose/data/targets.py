@@ -40,7 +40,11 @@ def gaussian_targets(
     width, height = as_size(size, "gaussian_targets: size")
     where = "gaussian_targets"
     check(joints.ndim == 3 and joints.shape[2] == 2, where, f"joints must be (N, K, 2), got {tuple(joints.shape)}")
-    check(visible.shape == joints.shape[:2], where, f"visible must be {tuple(joints.shape[:2])}, got {tuple(visible.shape)}")
+    check(
+        visible.shape == joints.shape[:2],
+        where,
+        f"visible must be {tuple(joints.shape[:2])}, got {tuple(visible.shape)}",
+    )
     check(math.isfinite(sigma) and sigma > 0, where, f"sigma must be > 0, got {sigma}")
     strides = torch.tensor(stride, dtype=torch.float64, device=joints.device).expand(2)
     check(bool((strides > 0).all()), where, f"stride must be > 0, got {stride}")

@@ -39,14 +39,20 @@ def oks_matrix(keypoints: Any, areas: Any, sigmas: Sequence[float] | None = None
     check(valid, where, f"keypoints must be (P, K, 2 or 3), got {keypoints.shape}")
     check(len(sigmas) == keypoints.shape[1], where, f"sigmas must be {keypoints.shape[1]} numbers, got {len(sigmas)}")
     check(areas.shape == keypoints.shape[:1], where, f"areas must be ({len(keypoints)},), got {areas.shape}")
-    check(bool(np.isfinite(keypoints[..., :2]).all() and np.isfinite(areas).all()), where, "keypoints and areas must be finite")
+    check(
+        bool(np.isfinite(keypoints[..., :2]).all() and np.isfinite(areas).all()),
+        where,
+        "keypoints and areas must be finite",
+    )
     x, y = keypoints[..., 0], keypoints[..., 1]
     squared = (x[:, None] - x[None]) ** 2 + (y[:, None] - y[None]) ** 2
     area = (areas[:, None] + areas[None])[..., None] / 2 + np.spacing(1)
     return np.exp(-(squared / (2 * sigmas) ** 2 / area / 2)).mean(-1)
 
 
-def oks_nms(keypoints: Any, scores: Any, areas: Any, threshold: float, sigmas: Sequence[float] | None = None) -> list[int]:
+def oks_nms(
+    keypoints: Any, scores: Any, areas: Any, threshold: float, sigmas: Sequence[float] | None = None
+) -> list[int]:
     """Greedy non-maximum suppression: keep the best person, drop those with OKS > `threshold` to it, go on with the rest.
 
     Args: as ``oks_matrix``; scores (P,) of the persons. The published evaluations use threshold 0.9.
@@ -129,7 +135,9 @@ def coco_metrics(annotations: Annotations, results: list[dict[str, Any]]) -> dic
 
     sigmas = annotations.skeleton.sigmas
     name = annotations.skeleton.name
-    check(sigmas is not None, "coco_metrics", f"skeleton {name!r} has no sigmas; add them to the category to measure AP")
+    check(
+        sigmas is not None, "coco_metrics", f"skeleton {name!r} has no sigmas; add them to the category to measure AP"
+    )
     check_results(annotations, results)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
@@ -156,9 +164,17 @@ def check_results(annotations: Annotations, results: list[dict[str, Any]]) -> No
         here = f"results: entry {position}"
         missing = [key for key in ("image_id", "category_id", "keypoints", "score") if key not in entry]
         check(not missing, here, f"{missing} missing")
-        check(entry["image_id"] in annotations.images, here, f"image_id {entry['image_id']!r} is not in {annotations.path}")
+        check(
+            entry["image_id"] in annotations.images,
+            here,
+            f"image_id {entry['image_id']!r} is not in {annotations.path}",
+        )
         check(entry["category_id"] == annotations.category_id, here, f"category_id must be {annotations.category_id}")
-        check(len(entry["keypoints"]) == length, here, f"keypoints must be {length} numbers, got {len(entry['keypoints'])}")
+        check(
+            len(entry["keypoints"]) == length,
+            here,
+            f"keypoints must be {length} numbers, got {len(entry['keypoints'])}",
+        )
         finite = np.isfinite(entry["keypoints"]).all() and np.isfinite(entry["score"])
         if not finite:
             raise InputError(f"{here}: keypoints and score must be finite numbers")

@@ -70,7 +70,9 @@ class Predictor:
             size, skeleton = size or checkpoint.size, skeleton or checkpoint.skeleton
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         elif not isinstance(model, nn.Module):
-            raise InputError(f"Predictor: model must be a network or the path of a checkpoint, got {type(model).__name__}")
+            raise InputError(
+                f"Predictor: model must be a network or the path of a checkpoint, got {type(model).__name__}"
+            )
         if device is not None:
             model = model.to(device)
         self.model = model.eval().to(memory_format=torch.channels_last)
@@ -102,12 +104,18 @@ class Predictor:
             return self._estimate([as_image(images)], [boxes])[0]
         if boxes is None:
             boxes = [None] * len(images)
-        check(len(boxes) == len(images), "Predictor", f"boxes must be a list of {len(images)}, one per image, got {len(boxes)}")
+        check(
+            len(boxes) == len(images),
+            "Predictor",
+            f"boxes must be a list of {len(images)}, one per image, got {len(boxes)}",
+        )
         return self._estimate([as_image(image, f"image {i}") for i, image in enumerate(images)], boxes)
 
     def _estimate(self, images: Sequence[np.ndarray], boxes: Sequence[Any]) -> list[Poses]:
         checked = [
-            as_boxes([whole_image_box((image.shape[1], image.shape[0]))] if some is None else some, f"boxes of image {i}")
+            as_boxes(
+                [whole_image_box((image.shape[1], image.shape[0]))] if some is None else some, f"boxes of image {i}"
+            )
             for i, (image, some) in enumerate(zip(images, boxes, strict=True))
         ]
         transforms = [crop_transforms(some, self.size, self.protocol.padding) for some in checked]
@@ -120,9 +128,14 @@ class Predictor:
             of_image: dict[int, list[int]] = {}
             for i, j in batch:
                 of_image.setdefault(i, []).append(j)
-            crops = [ops.crop(images[i], transforms[i][j], self.size, self.protocol.crop, MEAN, STD) for i, j in of_image.items()]
+            crops = [
+                ops.crop(images[i], transforms[i][j], self.size, self.protocol.crop, MEAN, STD)
+                for i, j in of_image.items()
+            ]
             matrices = torch.cat([transforms[i][j] for i, j in of_image.items()])
-            found, found_scores = estimate(self.model, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol)
+            found, found_scores = estimate(
+                self.model, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol
+            )
             for (i, j), points, values in zip(batch, found.numpy(), found_scores.numpy(), strict=True):
                 keypoints[i][j], scores[i][j] = points, values
         return [Poses(k, s, b.float().numpy()) for k, s, b in zip(keypoints, scores, checked, strict=True)]

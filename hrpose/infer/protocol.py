@@ -70,7 +70,11 @@ def estimate(
         heatmaps = model(crops)
         flipped = model(crops.flip(3)) if flip else None
     joints = heatmaps.shape[1]
-    check(joints == skeleton.num_joints, "model", f"must have {skeleton.num_joints} heatmaps for {skeleton.name}, has {joints}")
+    check(
+        joints == skeleton.num_joints,
+        "model",
+        f"must have {skeleton.num_joints} heatmaps for {skeleton.name}, has {joints}",
+    )
     keypoints, scores = ops.decode(
         heatmaps,
         flipped,

@@ -115,7 +115,10 @@ def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tu
         raise InputError(f"{WHERE}: mean and std must be three numbers each, got {mean!r}, {std!r}") from error
     if len(means) != 3 or len(stds) != 3 or not all(map(math.isfinite, means + stds)) or min(stds) <= 0:
         raise InputError(f"{WHERE}: mean and std must be three finite numbers each, std > 0, got {means}, {stds}")
-    return [1 / (255 * s) for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
+    scale, bias = [1 / (255 * s) for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
+    if max(map(abs, scale + bias)) > torch.finfo(torch.float32).max:
+        raise InputError(f"{WHERE}: 1 / std and mean / std must fit float32, got {means}, {stds}")
+    return scale, bias
 
 
 def _reference(

@@ -181,7 +181,9 @@ def train_step(
         heatmaps = model(images)
     height, width = heatmaps.shape[2:]
     stride = images.shape[3] / width
-    targets, weights = gaussian_targets(batch.joints.to(device), batch.visible.to(device), (width, height), sigma, stride)
+    targets, weights = gaussian_targets(
+        batch.joints.to(device), batch.visible.to(device), (width, height), sigma, stride
+    )
     loss = heatmap_mse(heatmaps, targets, weights)
     optimizer.zero_grad()
     loss.backward()

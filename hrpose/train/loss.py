@@ -17,7 +17,11 @@ def heatmap_mse(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         nothing but still counts in the mean.
     Returns: scalar float32, differentiable in `heatmaps`.
     """
-    check(heatmaps.shape == targets.shape, "heatmap_mse", f"targets must be {tuple(heatmaps.shape)}, got {tuple(targets.shape)}")
+    check(
+        heatmaps.shape == targets.shape,
+        "heatmap_mse",
+        f"targets must be {tuple(heatmaps.shape)}, got {tuple(targets.shape)}",
+    )
     shape = tuple(heatmaps.shape[:2])
     check(weights.shape == shape, "heatmap_mse", f"weights must be {shape}, got {tuple(weights.shape)}")
     return 0.5 * ((heatmaps.float() - targets) * weights[:, :, None, None]).square().mean()

@@ -122,7 +122,9 @@ RECIPES: dict[str, Recipe] = {
     "simple_baseline": Recipe(augmentation=Augmentation(half_body_probability=0.0)),
     "hrnet": Recipe(epochs=210, drops=(170, 200), augmentation=Augmentation(scale=0.35, rotation_deg=45.0)),
     "hrnet_mpii": Recipe(
-        epochs=210, drops=(170, 200), augmentation=Augmentation(scale=0.25, rotation_deg=30.0, half_body_probability=0.0)
+        epochs=210,
+        drops=(170, 200),
+        augmentation=Augmentation(scale=0.25, rotation_deg=30.0, half_body_probability=0.0),
     ),
 }
 

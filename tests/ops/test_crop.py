@@ -197,6 +197,7 @@ ERRORS = [
     ({"mean": MEAN[:2], "std": STD}, "mean and std must be three finite numbers each, std > 0"),
     ({"mean": MEAN, "std": (1, 0, 1)}, "mean and std must be three finite numbers each, std > 0"),
     ({"mean": (math.nan, 0, 0), "std": STD}, "mean and std must be three finite numbers each"),
+    ({"mean": MEAN, "std": (1, 1e-320, 1)}, "1 / std and mean / std must fit float32"),
     ({"mean": 0.5, "std": STD}, "mean and std must be three numbers each"),
 ]
 

@@ -40,7 +40,6 @@ def test_hrpose_isa_is_obeyed_or_refused():
     names = _ext.isas()
     assert names[-1] == "generic" and len(set(names)) == len(names)
     assert run(TRY_DECODE, HRPOSE_ISA="generic") == "ran generic\n"
-    assert run(TRY_DECODE, HRPOSE_ISA="") == f"ran {names[0]}\n"
     message = f"HRPOSE_ISA: name must be one of {', '.join(names)} on this machine, got 'avx9000'"
     assert run(TRY_DECODE, HRPOSE_ISA="avx9000") == f"{message} | {message}\n"
 
@@ -56,16 +55,16 @@ def test_set_isa(isa):
 
 
 def test_import_is_silent_and_lazy():
-    code = "import hrpose.ops, sys; print('torch._dynamo' in sys.modules, 'torch.utils.cpp_extension' in sys.modules)"
-    for environment in ({}, {"HRPOSE_EXT": "0"}, {"HRPOSE_ISA": "wrong"}):
-        assert run(code, **environment).split()[-1] == "False"
+    """A wrong HRPOSE_ISA is no reason to fail before an op runs; nothing that compiles is even imported."""
+    code = "import hrpose.ops, sys; print('torch.utils.cpp_extension' in sys.modules)"
+    assert run(code, HRPOSE_ISA="wrong") == "False\n"
 
 
 def test_disabled():
-    code = "from hrpose.ops import _ext; print(_ext.native(), _ext.isas(), _ext.isa(), _ext.why_reference(), sep='|')"
-    assert run(code, HRPOSE_EXT="0") == "None|[]|None|the native module is disabled by HRPOSE_EXT=0\n"
-    refused = "from hrpose.ops import _ext\ntry: _ext.set_isa('generic')\nexcept ValueError as e: print(e)"
-    assert "disabled by HRPOSE_EXT=0" in run(refused, HRPOSE_EXT="0")
+    code = "from hrpose.ops import _ext\nprint(_ext.native(), _ext.isas(), _ext.isa(), _ext.why_reference(), sep='|')\n"
+    code += "try: _ext.set_isa('generic')\nexcept ValueError as error: print(error)"
+    why = "the native module is disabled by HRPOSE_EXT=0"
+    assert run(code, HRPOSE_EXT="0") == f"None|[]|None|{why}\nHRPOSE_ISA: name must be unset, got 'generic': {why}\n"
 
 
 @pytest.mark.parametrize(
