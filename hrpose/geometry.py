@@ -1,19 +1,20 @@
 """Boxes, crop transforms and points: the only crop arithmetic of the package.
 
 Convention everywhere: pixel centres at integers, x to the right and y down; sizes are (width, height); a transform is a
-2x3 matrix A that takes the point (x, y) to A @ (x, y, 1). All of it is float64: a crop in OpenCV-4 mode rounds to 1/1024
-pixel, so float32 matrices would not reproduce it.
+2x3 matrix A that takes the point (x, y) to A @ (x, y, 1). All of it is float64: a crop in OpenCV-4 mode rounds to
+1/1024 pixel, so float32 matrices would not reproduce it.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hrpose.errors import InputError, check
+from hrpose.errors import InputError, check, shown
 
 PADDING = 1.25  # the margin around a person that SimpleBaseline, HRNet and DPN train with
 
@@ -25,8 +26,8 @@ def as_boxes(boxes: Any, where: str = "boxes") -> Tensor:
     """
     try:
         out = torch.as_tensor(boxes, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: must be (N, 4) numbers x, y, width, height, got {type(boxes).__name__}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{where}: must be (N, 4) numbers x, y, width, height, got {shown(boxes)}") from error
     out = out.reshape(0, 4) if out.numel() == 0 else out
     check(out.ndim == 2 and out.shape[1] == 4, where, f"must be (N, 4) x, y, width, height, got {tuple(out.shape)}")
     bad = ~(out.isfinite().all(1) & (out[:, 2:] >= 0).all(1) & (out[:, 2:] > 0).any(1))
@@ -40,16 +41,18 @@ def as_boxes(boxes: Any, where: str = "boxes") -> Tensor:
 
 def as_size(size: Any, where: str = "size") -> tuple[int, int]:
     """A (width, height) pair of positive integers; checked."""
-    valid = isinstance(size, (tuple, list)) and len(size) == 2 and all(int(v) == v and v > 0 for v in size)
-    check(valid, where, f"must be two positive integers (width, height), got {size!r}")
+    valid = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, numbers.Real) for side in size)
+    valid = valid and all(0 < side < 2**31 and side == int(side) for side in size)
+    check(valid, where, f"must be two positive integers (width, height), got {shown(size)}")
     return int(size[0]), int(size[1])
 
 
 def clip_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The box as COCO training clips it to an image of `size`: corners within pixel centres 0..size-1.
 
-    x1 = max(0, x), x2 = min(W - 1, x1 + max(0, w - 1)), y likewise; the result is (x1, y1, x2 - x1, y2 - y1), whose sides
-    are negative when the box lies outside the image.
+    x1 = max(0, x), x2 = min(W - 1, x1 + max(0, w - 1)), y likewise; the result is (x1, y1, x2 - x1, y2 - y1), whose
+    sides are negative when the box lies right of the image or below it. (What lies left of it or above is moved inside:
+    that is how the published training sets were made.)
     """
     x1, y1 = max(0.0, box[0]), max(0.0, box[1])
     x2 = min(size[0] - 1, x1 + max(0.0, box[2] - 1))
@@ -82,7 +85,8 @@ def fit_aspect(extents: Tensor, aspect: float) -> Tensor:
 def region_transform(center: Tensor, width_img: Tensor, angle_deg: Tensor, size: tuple[int, int]) -> Tensor:
     """Transforms (N, 2, 3) from image pixels to the pixels of a crop of `size` that shows regions of an image.
 
-        dst = (w_out, h_out)/2 + (w_out / width_img) R(-angle) (src - center),   R(r) = [[cos r, -sin r], [sin r, cos r]]
+        dst = (w_out, h_out)/2 + (w_out / width_img) R(-angle) (src - center)
+        R(r) = [[cos r, -sin r], [sin r, cos r]]
 
     Args: centres (N, 2) and widths (N,) of the regions in image pixels, rotations (N,) in degrees.
     """
@@ -110,7 +114,7 @@ def crop_transforms(boxes: Any, size: tuple[int, int], padding: float = PADDING)
 
 
 def invert(transforms: Tensor) -> Tensor:
-    """Inverses (..., 2, 3) of transforms (..., 2, 3)."""
+    """Inverses (..., 2, 3) of transforms (..., 2, 3), which must not flatten the plane: theirs are not finite."""
     (a, b, tx), (c, d, ty) = transforms[..., 0, :].unbind(-1), transforms[..., 1, :].unbind(-1)
     det = a * d - b * c
     rows = [d / det, -b / det, (b * ty - d * tx) / det, -c / det, a / det, (c * tx - a * ty) / det]

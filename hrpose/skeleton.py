@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hrpose.errors import InputError, check
+from hrpose.errors import InputError, check, shown
 
-_LOWER_BODY = ("hip", "pelvis", "knee", "ankle", "foot", "toe", "heel", "thigh", "shin")
+# Also in the short forms of MPII and others: rkne, lank, pelv.
+_LOWER_BODY = ("hip", "pelv", "kne", "ank", "foot", "feet", "toe", "heel", "thigh", "shin", "leg")
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Skeleton:
         name:       what to call it in messages and reports.
         joints:     K joint names, unique.
         edges:      pairs of joint indices (0-based) that a picture connects.
-        flip_pairs: (left, right) joint indices that a mirror image swaps; () if no joint has a partner, None if unknown
-                    (then mirroring is switched off in training and evaluation, because a wrong pairing is silent).
-        sigmas:     K per-joint constants of OKS, in units of sqrt(person area): COCO's k_j = 2 sigma_j. None if unknown.
+        flip_pairs: (left, right) joint indices that a mirror image swaps; () if no joint has a partner, None if
+                    unknown (then mirroring is switched off in training and evaluation: a wrong pairing is silent).
+        sigmas:     K per-joint constants of OKS in units of sqrt(person area): COCO's k_j = 2 sigma_j; None if unknown.
     Raises: InputError naming the field.
     """
 
@@ -34,25 +36,44 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         where = f"skeleton {self.name!r}"
-        k = len(self.joints)
+        check(isinstance(self.name, str), where, f"name must be a text, got {self.name!r}")
+        joints = self._as_tuple("joints")
+        k = len(joints)
         check(k > 0, where, "joints must name at least one joint, got none")
-        check(all(isinstance(j, str) and j for j in self.joints), where, f"joints must be names, got {self.joints}")
-        repeated = sorted({j for j in self.joints if self.joints.count(j) > 1})
+        check(all(isinstance(j, str) and j for j in joints), where, f"joints must be names, got {joints}")
+        repeated = sorted({j for j in joints if joints.count(j) > 1})
         check(not repeated, where, f"joints must have unique names, repeated: {repeated}")
-        for field, pairs in (("edges", self.edges), ("flip_pairs", self.flip_pairs or ())):
-            for pair in pairs:
-                valid = len(pair) == 2 and all(isinstance(j, int) and 0 <= j < k for j in pair) and pair[0] != pair[1]
-                check(valid, where, f"{field} must be pairs of two different joint indices 0..{k - 1}, got {pair}")
-        paired = [j for pair in self.flip_pairs or () for j in pair]
-        check(
-            len(paired) == len(set(paired)),
-            where,
-            f"flip_pairs must hold each joint at most once, got {self.flip_pairs}",
-        )
+        self._as_pairs("edges")
+        pairs = () if self.flip_pairs is None else self._as_pairs("flip_pairs")
+        paired = [j for pair in pairs for j in pair]
+        once = len(paired) == len(set(paired))
+        check(once, where, f"flip_pairs must hold each joint at most once, got {self.flip_pairs}")
         if self.sigmas is not None:
-            check(len(self.sigmas) == k, where, f"sigmas must be {k} numbers, one per joint, got {len(self.sigmas)}")
-            valid = all(isinstance(s, (int, float)) and math.isfinite(s) and s > 0 for s in self.sigmas)
-            check(valid, where, f"sigmas must be finite and > 0, got {self.sigmas}")
+            sigmas = self._as_tuple("sigmas")
+            check(len(sigmas) == k, where, f"sigmas must be {k} numbers, one per joint, got {len(sigmas)}")
+            valid = all(_is_real(s) and 0 < s < 1e6 for s in sigmas)
+            check(valid, where, f"sigmas must be numbers > 0 and < 1e6, got {shown(sigmas)}")
+            object.__setattr__(self, "sigmas", tuple(float(s) for s in sigmas))
+
+    def _as_tuple(self, field: str) -> tuple[Any, ...]:
+        """Make `field` a tuple, so that skeletons compare equal however their joints were listed."""
+        value = getattr(self, field)
+        valid = isinstance(value, Iterable) and not isinstance(value, str)
+        check(valid, f"skeleton {self.name!r}", f"{field} must be a list, got {shown(value)}")
+        object.__setattr__(self, field, tuple(value))
+        return getattr(self, field)
+
+    def _as_pairs(self, field: str) -> tuple[tuple[int, int], ...]:
+        k = len(self.joints)
+        rule = f"{field} must be pairs of two different joint indices 0..{k - 1}"
+        pairs = []
+        for pair in self._as_tuple(field):
+            valid = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(_is_index(j) for j in pair)
+            valid = valid and all(0 <= j < k for j in pair) and pair[0] != pair[1]
+            check(valid, f"skeleton {self.name!r}", f"{rule}, got {shown(pair)}")
+            pairs.append((int(pair[0]), int(pair[1])))
+        object.__setattr__(self, field, tuple(pairs))
+        return tuple(pairs)
 
     @property
     def num_joints(self) -> int:
@@ -65,8 +86,9 @@ class Skeleton:
 
     @property
     def torso(self) -> tuple[tuple[int, int], ...]:
-        """The diagonals (left shoulder, right hip), (right shoulder, left hip) that PCK measures with; () if not named."""
-        found = {_side_and_part(name): i for i, name in enumerate(self.joints)}
+        """(left shoulder, right hip) and (right shoulder, left hip), the diagonals that PCK measures with; () if not
+        named."""
+        found = {side_and_part(name): i for i, name in enumerate(self.joints)}
         diagonals = ((("left", "shoulder"), ("right", "hip")), (("right", "shoulder"), ("left", "hip")))
         return tuple((found[a], found[b]) for a, b in diagonals if a in found and b in found)
 
@@ -78,18 +100,16 @@ class Skeleton:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Skeleton:
-        pairs, sigmas = values["flip_pairs"], values["sigmas"]
-        return Skeleton(
-            values["name"],
-            tuple(values["joints"]),
-            tuple(tuple(e) for e in values["edges"]),
-            None if pairs is None else tuple(tuple(p) for p in pairs),
-            None if sigmas is None else tuple(sigmas),
-        )
+        """The skeleton that ``to_dict`` described. Raises: InputError naming the field."""
+        fields = ("name", "joints", "edges", "flip_pairs", "sigmas")
+        valid = isinstance(values, dict) and all(field in values for field in fields)
+        check(valid, "skeleton", f"must be an object with {', '.join(fields)}, got {shown(values)}")
+        return Skeleton(*(values[field] for field in fields))
 
 
-def _side_and_part(name: str) -> tuple[str, str]:
-    """("left", "shoulder") for left_shoulder, LeftShoulder, l_shoulder, shoulder.L; ("", name) for a joint without a side."""
+def side_and_part(name: str) -> tuple[str, str]:
+    """What a joint's name says: ("left", "shoulder") for left_shoulder, LeftShoulder, l_shoulder and shoulder.L;
+    ("", "neck") for a name without a side. Abbreviations written as one word (lsho, rank) are not guessed at."""
     words = [w for w in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if w]
     for side, short in (("left", "l"), ("right", "r")):
         for word in (side, short):
@@ -102,11 +122,19 @@ def _side_and_part(name: str) -> tuple[str, str]:
 
 
 def pairs_from_names(joints: tuple[str, ...]) -> tuple[tuple[int, int], ...] | None:
-    """The (left, right) index pairs that the names tell, or None where no name has a side or a side has no partner."""
-    sides = {_side_and_part(name): i for i, name in enumerate(joints)}
-    left = {part: i for (side, part), i in sides.items() if side == "left"}
-    right = {part: i for (side, part), i in sides.items() if side == "right"}
-    if not left or left.keys() != right.keys():
+    """The (left, right) index pairs that the names tell.
+
+    None where they tell too little to be sure of all pairs, because half a pairing is a wrong one: no name has a side,
+    a side has no partner, two names mean the same joint, or names beside the pairs look like a pair too (lank, rank).
+    """
+    sides = [side_and_part(name) for name in joints]
+    left = {part: i for i, (side, part) in enumerate(sides) if side == "left"}
+    right = {part: i for i, (side, part) in enumerate(sides) if side == "right"}
+    sided = sum(1 for side, _ in sides if side)
+    if not left or left.keys() != right.keys() or sided != len(left) + len(right):
+        return None
+    middle = {part for side, part in sides if not side}
+    if any(part[:i] + "r" + part[i + 1 :] in middle for part in middle for i in range(len(part)) if part[i] == "l"):
         return None
     return tuple((i, right[part]) for part, i in left.items())
 
@@ -116,41 +144,71 @@ def skeleton_from_category(category: dict[str, Any], where: str) -> Skeleton:
     (0-based index pairs or pairs of names) and `sigmas`; the last two are extensions of hrpose to the format.
 
     What the category leaves out comes from the built-in skeleton with the same joint names, then (flip pairs) from the
-    names themselves. `where` names the file in errors. Raises: InputError.
+    names themselves. `where` names the file in errors. Raises: InputError naming the field; also where flip_pairs give
+    a joint another partner than its namesake of the other side, as indices counted from 1 would.
     """
+    where = f"{where}: categories"
     names = category.get("keypoints")
     valid = isinstance(names, list) and all(isinstance(n, str) for n in names)
-    check(valid, where, f"categories: keypoints must be a list of joint names, got {names!r}")
-    joints = tuple(names)
+    check(valid, where, f"keypoints must be a list of joint names, got {shown(names)}")
+    joints, k = tuple(names), len(names)
     known = next((s for s in BUILT_IN if s.joints == joints), None)
-    edges = category.get("skeleton", [])
-    check(_is_pairs(edges, int), where, f"categories: skeleton must be a list of 1-based index pairs, got {edges!r}")
+
+    edges = category.get("skeleton")
+    if edges is not None:
+        rule = f"skeleton must be a list of pairs of joint numbers 1..{k}, counted from 1"
+        valid = _is_pairs(edges, (int,)) and all(1 <= j <= k for edge in edges for j in edge)
+        check(valid, where, f"{rule}, got {shown(edges)}")
+        edges = [(a - 1, b - 1) for a, b in edges]
+    else:
+        edges = known.edges if known else ()
+
     pairs = category.get("flip_pairs")
     if pairs is not None:
         valid = _is_pairs(pairs, (int, str))
-        check(valid, where, f"categories: flip_pairs must be a list of pairs of joint indices or names, got {pairs!r}")
+        check(valid, where, f"flip_pairs must be a list of pairs of joint indices or names, got {shown(pairs)}")
         unknown = [j for pair in pairs for j in pair if isinstance(j, str) and j not in joints]
-        check(not unknown, where, f"categories: flip_pairs must use the names in keypoints, unknown: {unknown}")
-        pairs = tuple(tuple(joints.index(j) if isinstance(j, str) else j for j in pair) for pair in pairs)
+        check(not unknown, where, f"flip_pairs must use the names in keypoints, unknown: {unknown}")
+        pairs = [[joints.index(j) if isinstance(j, str) else j for j in pair] for pair in pairs]
     else:
         pairs = known.flip_pairs if known else pairs_from_names(joints)
+
     sigmas = category.get("sigmas")
-    if sigmas is not None:
-        check(isinstance(sigmas, list), where, f"categories: sigmas must be a list of numbers, got {sigmas!r}")
-        sigmas = tuple(sigmas)
-    elif known:
+    if sigmas is None and known:
         sigmas = known.sigmas
-    name = known.name if known else f"{category.get('name', 'person')}-{len(joints)}"
     try:
-        return Skeleton(name, joints, tuple((a - 1, b - 1) for a, b in edges), pairs, sigmas)
+        skeleton = Skeleton(f"{category.get('name', 'person')}-{k}", joints, edges, pairs, sigmas)
     except InputError as error:
-        raise InputError(f"{where}: categories: {error}") from None
+        raise InputError(f"{where}: {error}") from None
+    _check_namesakes(skeleton, where)
+    same = known is not None and skeleton.sigmas == known.sigmas  # only what scores like it may bear its name
+    return replace(skeleton, name=known.name) if same else skeleton
 
 
-def _is_pairs(value: Any, kind: type | tuple[type, ...]) -> bool:
+def _check_namesakes(skeleton: Skeleton, where: str) -> None:
+    partner = {joint: other for a, b in skeleton.flip_pairs or () for joint, other in ((a, b), (b, a))}
+    sides = [side_and_part(name) for name in skeleton.joints]
+    for joint, (side, part) in enumerate(sides):
+        mirrored = ({"left": "right", "right": "left"}.get(side), part)
+        namesakes = [i for i, named in enumerate(sides) if named == mirrored]
+        if skeleton.flip_pairs is not None and namesakes and partner.get(joint) not in namesakes:
+            name, wanted = skeleton.joints[joint], skeleton.joints[namesakes[0]]
+            got = skeleton.joints[partner[joint]] if joint in partner else "no joint"
+            raise InputError(f"{where}: flip_pairs must pair {name} with {wanted} (indices start at 0), got {got}")
+
+
+def _is_pairs(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(
-        isinstance(p, (list, tuple)) and len(p) == 2 and all(isinstance(j, kind) for j in p) for p in value
+        isinstance(pair, list) and len(pair) == 2 and all(type(j) in kinds for j in pair) for pair in value
     )
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 COCO17 = Skeleton(

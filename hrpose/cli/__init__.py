@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,9 @@ from hrpose.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a mistake in what was given, 130 or 143 when interrupted."""
+    """Run the command line; returns the exit code: 0, 2 for a mistake in what was given, 130 or 143 if interrupted."""
+    import torch
+
     from hrpose.cli import demo, doctor, evaluate, models, predict, train
     from hrpose.train.fit import Interrupted
 
@@ -21,15 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()  # here, where a closed pipe can be answered, and not when Python exits
     except InputError as error:
         print(f"hrpose: error: {error}", file=sys.stderr)
         return 2
+    except torch.cuda.OutOfMemoryError as error:
+        advice = "a smaller batch needs less (--batch-size, in training --set batch_size=N)"
+        print(f"hrpose: error: out of memory on the device; {advice}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     except Interrupted as stop:
-        print(f"hrpose: {stop}; the same command with --resume goes on from here", file=sys.stderr)
+        again = "the same command with --resume" if options.command == "train" else "the same command"
+        print(f"hrpose: {stop}; {again} goes on from here", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `hrpose models | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed when Python exits
         return 0
     return 0

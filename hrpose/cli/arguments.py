@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from hrpose.checkpoint import load_checkpoint
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
-from hrpose.models import create_model, list_models, load_weights
+from hrpose.models import create_model, load_weights
 from hrpose.skeleton import Skeleton
 
 
@@ -25,8 +26,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="option of the network, e.g. dilation=reversed",
     )
-    parser.add_argument("--width", type=int, metavar="PX", help="of the network's input (default 192)")
-    parser.add_argument("--height", type=int, metavar="PX", help="of the network's input (default 256)")
+    parser.add_argument(
+        "--width", type=int, metavar="PX", help="of the network's input (default: the checkpoint's, 192)"
+    )
+    parser.add_argument(
+        "--height", type=int, metavar="PX", help="of the network's input (default: the checkpoint's, 256)"
+    )
 
 
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,26 +60,41 @@ def protocol_from(options: argparse.Namespace) -> Protocol:
 
 def device_from(options: argparse.Namespace) -> torch.device:
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rule = f"must be cpu, or cuda or cuda:N where there is such a card, got {name!r}"
+    check(name.partition(":")[0] in ("cpu", "cuda"), "--device", rule)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device: must be cpu, or cuda where there is such a card, got {name!r} ({reason})"
-        ) from None
+        raise InputError(f"--device: {rule} ({str(error).splitlines()[0]})") from None
     return device
 
 
+def workers_from(options: argparse.Namespace) -> int:
+    check(options.workers >= 0, "--workers", f"must be >= 0, got {options.workers}")
+    return options.workers
+
+
 def size_from(options: argparse.Namespace, default: tuple[int, int] = (192, 256)) -> tuple[int, int]:
-    size = (options.width or default[0], options.height or default[1])
+    given = options.width, options.height
+    size = tuple(other if side is None else side for side, other in zip(given, default, strict=True))
     check(min(size) > 0, "--width, --height", f"must be > 0, got {size[0]}, {size[1]}")
     return size
+
+
+def check_output_folder(folder: str | Path, flag: str) -> None:
+    """Raise an InputError if files cannot be written to the folder, which need not exist yet; nothing is made."""
+    existing = next(
+        path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.lexists(path)
+    )
+    check(existing.is_dir(), flag, f"must be a folder, but {existing} is a file")
+    check(os.access(existing, os.W_OK | os.X_OK), flag, f"must be a folder to write to, but {existing} is not writable")
 
 
 def model_from(options: argparse.Namespace, skeleton: Skeleton) -> tuple[nn.Module, tuple[int, int]]:
     """The network and its input size from --checkpoint, --model with a state dict as --checkpoint, or --model alone."""
     if options.checkpoint and not options.model:
+        check(not options.option, "--option", "goes with --model; the network of a checkpoint has its own options")
         checkpoint = load_checkpoint(options.checkpoint)
         same = checkpoint.skeleton.joints == skeleton.joints
         theirs = f"{checkpoint.skeleton.name} ({', '.join(checkpoint.skeleton.joints)})"
@@ -96,7 +116,10 @@ def model_options_from(settings: list[str]) -> dict[str, str | int]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         check(bool(name and equals), "--option", f"must be NAME=VALUE, got {setting!r}")
-        options[name] = int(value) if value.lstrip("-").isdigit() else value
+        try:
+            options[name] = int(value)
+        except ValueError:
+            options[name] = value
     return options
 
 
@@ -104,9 +127,3 @@ def default_workers() -> int:
     """Processes that read images: none on small machines, where they would fight with the network for the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 4 else min(8, cores // 2)
-
-
-__all__ = [
-    "add_device_flag", "add_model_flags", "add_protocol_flags", "default_workers", "device_from", "list_models",
-    "model_from", "model_options_from", "protocol_from", "size_from",
-]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hrpose.cli.arguments import (
     add_device_flag,
     add_model_flags,
     add_protocol_flags,
+    check_output_folder,
     default_workers,
     device_from,
     model_from,
     protocol_from,
+    workers_from,
 )
 from hrpose.data.coco import load_annotations, load_detections
 from hrpose.errors import check
@@ -48,8 +51,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    protocol, device = protocol_from(options), device_from(options)
-    check(options.workers >= 0, "--workers", f"must be >= 0, got {options.workers}")
+    protocol, device, workers = protocol_from(options), device_from(options), workers_from(options)
+    check(math.isfinite(options.min_box_score), "--min-box-score", f"must be finite, got {options.min_box_score}")
+    check(0 <= options.seed < 2**63, "--seed", f"must be >= 0 and < 2^63, got {options.seed}")
+    if options.output:
+        check(not Path(options.output).is_dir(), "--output", f"must be a file, but {options.output} is a folder")
+        check_output_folder(Path(options.output).parent, "--output")
     annotations = load_annotations(options.data)
     detections, source = None, GROUND_TRUTH
     if options.boxes:
@@ -70,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
             source,
             protocol,
             options.batch_size,
-            options.workers,
+            workers,
             bar.update,
         )
     if options.output:
@@ -82,10 +89,15 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     """The scores in a line, in percent, and below them how they were measured."""
     names = [name for name in (*METRICS, "PCK@0.2") if metrics.get(name) is not None]
     scores = "  ".join(f"{name} {100 * metrics[name]:.1f}" for name in names)
+    if metrics.get("PCK reference"):
+        of = {"torso": "the torso's diagonal", "box": "the box's longer side"}[metrics["PCK reference"]]
+        scores += f"  (PCK: within 0.2 of {of})"
+    if "AP50" not in metrics:
+        scores += '\nno AP: it needs a sigma per joint, as "sigmas" in the category of the annotation file'
     size = "x".join(map(str, metrics["input"]))
     shift = ", shifted" if metrics["shift"] else ""
     return (
-        f"{scores or 'nothing to measure'}\n"
+        f"{scores.strip()}\n"
         f"{metrics['persons']} persons ({metrics['skeleton']}), boxes: {metrics['boxes']}, input {size} (w x h), "
         f"flip test: {'yes' + shift if metrics['flip'] else 'no'}, decoder: {metrics['decoder']}, "
         f"crop: {metrics['crop']}, {metrics['precision']}"

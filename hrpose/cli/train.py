@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hrpose.checkpoint import load_checkpoint
 from hrpose.cli.arguments import (
     add_device_flag,
     add_model_flags,
+    check_output_folder,
     default_workers,
     device_from,
     model_options_from,
     size_from,
+    workers_from,
 )
 from hrpose.data.coco import Annotations, check_images, load_annotations
 from hrpose.data.dataset import PoseDataset
-from hrpose.errors import InputError, check
+from hrpose.errors import check
 from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
-from hrpose.infer.protocol import Protocol
+from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
-from hrpose.train.fit import LAST, fit, resolve_precision
+from hrpose.train.fit import BEST, LAST, fit, resolve_precision
 from hrpose.train.recipe import RECIPES, get_recipe
 
 
@@ -62,13 +65,22 @@ def run(options: argparse.Namespace) -> None:
         check(options.epochs > 0, "--epochs", f"must be > 0, got {options.epochs}")
         recipe = recipe.with_epochs(options.epochs)
     recipe = recipe.with_settings(options.set)
-    check(options.workers >= 0, "--workers", f"must be >= 0, got {options.workers}")
+    workers, seconds = workers_from(options), options.checkpoint_seconds
+    check(math.isfinite(seconds) and seconds >= 0, "--checkpoint-seconds", f"must be finite and >= 0, got {seconds}")
     if options.threads is not None:
         check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
         torch.set_num_threads(options.threads)
-    device = device_from(options)
+    device, size, out = device_from(options), size_from(options), Path(options.out)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
-    size = size_from(options)
+    check_output_folder(out, "--out")
+    held = [name for name in (LAST, BEST) if (out / name).exists()]
+    free = options.resume or not held
+    check(
+        free,
+        "--out",
+        f"{out} holds a run already ({' '.join(held)}); --resume goes on with it, another folder starts anew",
+    )
+
     annotations = load_annotations(options.data)
     check_images((p.file_name for p in annotations.persons), options.images)
     validation = None
@@ -82,40 +94,51 @@ def run(options: argparse.Namespace) -> None:
     model = create_model(
         options.model or "dpn4_32", annotations.skeleton.num_joints, **model_options_from(options.option)
     )
+    check_model(model, size, annotations.skeleton)
     if options.weights:
         load_weights(model, options.weights)
-    out = Path(options.out)
-    if not options.resume and (out / LAST).exists():
-        raise InputError(f"--out: {out} holds a run already; --resume goes on with it, another folder starts a new one")
-    if options.resume:
-        load_checkpoint(out / LAST)  # refuse before anything is written
     data = PoseDataset(
         annotations.persons, options.images, size, annotations.skeleton, recipe.augmentation, recipe.seed
     )
-    settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
-    write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
+    if not options.resume:
+        settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
+        write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
     if annotations.skeleton.flip_pairs is None:
-        print("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
-    print(f"{len(annotations.persons)} persons, {annotations.skeleton.name}, {recipe.precision}, {device}", flush=True)
+        _say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
+    _say(f"{len(annotations.persons)} persons, {annotations.skeleton.name}, {recipe.precision}, {device}")
     protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        return score(network, validation, val_images, size, protocol, options.workers)
+        return score(network, validation, val_images, size, protocol, workers)
 
     has_sigmas = validation is not None and validation.skeleton.sigmas is not None
-    fit(
+    name = "AP" if has_sigmas else "PCK@0.2"
+    entries = fit(
         model,
         data,
         recipe,
         out,
         validate=validate if validation else None,
-        score="AP" if has_sigmas else "PCK@0.2",
+        score=name,
         device=device,
-        workers=options.workers,
+        workers=workers,
         resume=options.resume,
-        checkpoint_seconds=options.checkpoint_seconds,
-        report=lambda line: print(line, flush=True),
+        checkpoint_seconds=seconds,
+        report=_say,
     )
+    scored = [entry for entry in entries if entry.get(name) is not None]
+    if scored:
+        best = max(scored, key=lambda entry: entry[name])
+        _say(f"best: epoch {best['epoch'] + 1}, {name} {100 * best[name]:.1f}, in {out / BEST}")
+    else:
+        _say(
+            f"the network is in {out / LAST}" + ("" if validation else "; with --val the best epoch would be kept too")
+        )
+
+
+def _say(line: str) -> None:
+    with suppress(BrokenPipeError):  # whoever was reading has gone (`| head`); the training goes on
+        print(line, flush=True)
 
 
 def score(

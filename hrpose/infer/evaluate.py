@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hrpose import ops
 from hrpose.data.coco import Annotations, Person, check_images
@@ -20,7 +20,8 @@ from hrpose.eval.coco import coco_metrics, results_from_predictions
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
 from hrpose.image import read_image
-from hrpose.infer.protocol import Protocol, estimate
+from hrpose.infer.loading import dead_worker_as_input_error, load
+from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 
 GROUND_TRUTH = "ground-truth"
 
@@ -55,12 +56,14 @@ def evaluate(
         detections:  boxes to look at (``load_detections``); None for the annotated persons' own.
         boxes_name:  what to call the source of the boxes in the result.
         progress:    called with the number of persons done after each batch.
-    Returns: AP and AR are None where the skeleton has no sigmas. PCK@0.2 compares each annotated person with the estimate
-        for its own box, so it is None for detections.
-    Raises: InputError for a missing or broken image (before any work starts, if missing) or a model of another skeleton.
+    Returns: AP and AR are None where the skeleton has no sigmas. PCK@0.2 compares each annotated person with the
+        estimate for its own box, so it is None for detections.
+    Raises: InputError for a missing or broken image (before any work starts, if missing) or a model of another
+        skeleton.
     """
     skeleton = annotations.skeleton
     persons = annotations.persons if detections is None else detections
+    check_model(model, size, skeleton)
     check_images((p.file_name for p in persons), folder)
     keypoints, scores = estimate_persons(
         model, persons, folder, size, annotations, protocol, batch_size=batch_size, workers=workers, progress=progress
@@ -101,22 +104,21 @@ def estimate_persons(
     skeleton = annotations.skeleton
     keypoints = np.zeros((len(persons), skeleton.num_joints, 2), np.float32)
     scores = np.zeros((len(persons), skeleton.num_joints), np.float32)
-    loader = DataLoader(
-        _ImageCrops(persons, Path(folder), size, protocol),
-        batch_size=None,
-        num_workers=workers,
-        generator=torch.Generator(),  # iter() draws a seed: from here, not from the global generator of a training run
-    )
-    device = next(model.parameters()).device
-    for indices, crops, transforms in _batches(loader, batch_size):
-        keypoints[indices], scores[indices] = estimate(model, crops.to(device), transforms, skeleton, protocol)
-        if progress:
-            progress(len(indices))
-    bad = ~np.isfinite(scores).all(1)
-    if bad.any():
-        person = persons[int(bad.argmax())]
-        name = f"{person.file_name} (annotation {person.annotation_id})" if person.annotation_id else person.file_name
-        raise InputError(f"model: gives heatmaps that are not finite, first for {name}; its weights are broken")
+    device = device_of(model)
+    loaded = load(_ImageCrops(persons, Path(folder), size, protocol), workers, batch_size=None)
+    with dead_worker_as_input_error():
+        for indices, crops, transforms in _batches(loaded, batch_size):
+            keypoints[indices], scores[indices] = estimate(model, crops.to(device), transforms, skeleton, protocol)
+            broken = [i for i in indices if not np.isfinite(scores[i]).all()]
+            if broken:
+                person = persons[broken[0]]
+                annotation = f" (annotation {person.annotation_id})" if person.annotation_id else ""
+                where = f"{person.file_name}{annotation}"
+                raise InputError(
+                    f"model: gives heatmaps that are not finite, first for {where}; its weights are broken"
+                )
+            if progress:
+                progress(len(indices))
     return keypoints, scores
 
 
@@ -140,12 +142,14 @@ class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
         return indices, ops.crop(image, transforms, self.size, self.protocol.crop, MEAN, STD), transforms
 
 
-def _batches(loader: DataLoader, batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _batches(
+    loaded: Iterable[tuple[list[int], Tensor, Tensor]], batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Regroup images of any number of persons into batches of `batch_size` persons; the last may be smaller."""
     indices: list[int] = []
     crops: list[Tensor] = []
     transforms: list[Tensor] = []
-    for more, some_crops, some_transforms in loader:
+    for more, some_crops, some_transforms in loaded:
         indices += more
         crops.append(some_crops)
         transforms.append(some_transforms)

@@ -17,7 +17,7 @@ from hrpose.data.dataset import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image
-from hrpose.infer.protocol import Protocol, estimate
+from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 from hrpose.skeleton import COCO17, Skeleton
 
 
@@ -25,7 +25,8 @@ from hrpose.skeleton import COCO17, Skeleton
 class Poses:
     """The persons of one image.
 
-    keypoints: (P, K, 2) float32 x, y in image pixels, pixel centres at integers; of the upright image where EXIF turned it.
+    keypoints: (P, K, 2) float32 x, y in image pixels, pixel centres at integers; of the upright image where EXIF turned
+        it.
     scores:    (P, K) float32, height of the heatmap's peak: about 1 for a sure joint, near 0 for a missing one.
     boxes:     (P, 4) x, y, width, height that were looked at, in image pixels.
     """
@@ -47,7 +48,8 @@ class Predictor:
         size:       (width, height) of the network's input; default: that of the checkpoint, else (192, 256).
         skeleton:   what the heatmaps mean; default: that of the checkpoint, else COCO-17 for 17 heatmaps. Without flip
                     pairs the flip test is off.
-        device:     where to compute; default: CUDA if there is a device, else the CPU. A network given is left where it is.
+        device:     where to compute; default: CUDA if there is a device, else the CPU. A network given is left where it
+            is.
         protocol:   flip test, decoder, crop arithmetic, precision.
         batch_size: persons per forward pass; boxes of several images share batches.
     Calls are independent of one another, so one predictor may serve several threads.
@@ -76,11 +78,12 @@ class Predictor:
         if device is not None:
             model = model.to(device)
         self.model = model.eval().to(memory_format=torch.channels_last)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.size = as_size(size or (192, 256), "Predictor: size")
         self.skeleton = skeleton or self._default_skeleton()
         self.protocol, self.batch_size = protocol, batch_size
         check(batch_size > 0, "Predictor", f"batch_size must be > 0, got {batch_size}")
+        check_model(model, self.size, self.skeleton)
 
     def _default_skeleton(self) -> Skeleton:
         joints = getattr(self.model, "hrpose_config", {}).get("num_keypoints")
@@ -93,10 +96,10 @@ class Predictor:
         """Estimate the persons in one image or in several.
 
         Args:
-            images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, or a list of these. Files and Pillow images are
-                turned upright as their EXIF data says.
-            boxes:  (P, 4) x, y, width, height in (upright) image pixels; for a list of images a list with one such array,
-                or None, for each. None looks at the whole image as one person.
+            images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, or a list of these. Files and Pillow images
+                are turned upright as their EXIF data says.
+            boxes:  (P, 4) x, y, width, height in (upright) image pixels; for a list of images a list with one such
+                array, or None, for each. None looks at the whole image as one person.
         Returns: Poses, or a list of them for a list of images.
         Raises: InputError naming the image or box.
         """
@@ -136,6 +139,11 @@ class Predictor:
             found, found_scores = estimate(
                 self.model, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol
             )
+            if not found_scores.isfinite().all():
+                i, j = batch[int(found_scores.isfinite().all(1).int().argmin())]
+                raise InputError(
+                    f"model: gives heatmaps that are not finite, first for box {j} of image {i}; its weights are broken"
+                )
             for (i, j), points, values in zip(batch, found.numpy(), found_scores.numpy(), strict=True):
                 keypoints[i][j], scores[i][j] = points, values
         return [Poses(k, s, b.float().numpy()) for k, s, b in zip(keypoints, scores, checked, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ class Protocol:
     """The choices that change an AP.
 
     flip:      average with the heatmaps of the mirrored input.
-    shift:     move the mirrored heatmaps one pixel right before averaging (HRNet's SHIFT_HEATMAP): a stride-4 grid is not
-               symmetric.
+    shift:     move the mirrored heatmaps one pixel right before averaging (HRNet's SHIFT_HEATMAP): a stride-4 grid is
+               not symmetric.
     refine:    "quarter": a quarter pixel towards the higher neighbour; "none".
     crop:      "exact" bilinear, or "opencv4": the fixed-point arithmetic that published APs were measured with.
     padding:   how much larger than its box the region is that the network sees.
@@ -42,13 +43,35 @@ class Protocol:
         for name, choices in (("refine", REFINEMENTS), ("crop", CROPS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             check(value in choices, "protocol", f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        check(self.padding > 0, "protocol", f"padding must be > 0, got {self.padding}")
+        valid = math.isfinite(self.padding) and self.padding > 0
+        check(valid, "protocol", f"padding must be finite and > 0, got {self.padding}")
 
     def label(self, skeleton: Skeleton) -> dict[str, Any]:
         """The choices as they take effect with `skeleton`, for result lines."""
         flip = self.flip and skeleton.flip_pairs is not None
         return {"flip": flip, "shift": flip and self.shift, "decoder": self.refine, "crop": self.crop,
                 "padding": self.padding, "precision": self.precision}  # fmt: skip
+
+
+def check_model(model: nn.Module, size: tuple[int, int], skeleton: Skeleton) -> None:
+    """Raise an InputError if the model is known not to take inputs of `size` (width, height) or not to have `skeleton`.
+
+    A model that does not say (``create_model``'s do) is asked by the first forward pass.
+    """
+    multiple = getattr(model, "size_multiple", 1)
+    fits = size[0] % multiple == 0 and size[1] % multiple == 0
+    check(fits, "model", f"takes inputs whose width and height are multiples of {multiple}, got {size[0]}x{size[1]}")
+    check_joints(getattr(model, "hrpose_config", {}).get("num_keypoints", skeleton.num_joints), skeleton)
+
+
+def check_joints(heatmaps: int, skeleton: Skeleton) -> None:
+    joints = skeleton.num_joints
+    check(heatmaps == joints, "model", f"must have {joints} heatmaps for {skeleton.name}, has {heatmaps}")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes: the device of its parameters, the CPU for one without."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @torch.inference_mode()
@@ -69,12 +92,7 @@ def estimate(
     with torch.autocast(crops.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
         heatmaps = model(crops)
         flipped = model(crops.flip(3)) if flip else None
-    joints = heatmaps.shape[1]
-    check(
-        joints == skeleton.num_joints,
-        "model",
-        f"must have {skeleton.num_joints} heatmaps for {skeleton.name}, has {joints}",
-    )
+    check_joints(heatmaps.shape[1], skeleton)
     keypoints, scores = ops.decode(
         heatmaps,
         flipped,

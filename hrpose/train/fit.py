@@ -6,29 +6,38 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hrpose.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hrpose.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
 from hrpose.data.dataset import EpochBatches, PoseDataset, Sample, collate
 from hrpose.data.targets import gaussian_targets
 from hrpose.errors import InputError, check
+from hrpose.infer.loading import dead_worker_as_input_error, load
+from hrpose.infer.protocol import check_model
 from hrpose.train.log import RunLog
 from hrpose.train.loss import heatmap_mse
 from hrpose.train.recipe import Recipe
+from hrpose.train.threads import slowdown_of_threads
 
 LAST, BEST = "last.pt", "best.pt"
+_LOG_EVERY = 50  # steps
+_THREADS_CHECKED_AFTER = 10  # steps of this process: the loading processes are busy by then
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal (SIGTERM, SIGINT) and has written its checkpoint."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal (SIGTERM, SIGINT, SIGHUP) and its checkpoint is written.
+
+    Like KeyboardInterrupt no Exception: it may be raised by a signal within code that catches those.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -42,15 +51,23 @@ class Diverged(InputError):
 @dataclass
 class Progress:
     """Where a run is: `step` batches of `epoch` are done. loss_sum: of the good steps of this epoch. best: the score of
-    BEST. bad_steps: how many in a row were skipped, skipped: how many in all."""
+    BEST. bad_steps: how many in a row were skipped, skipped: how many in all. seconds: spent on this epoch's steps."""
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     good_steps: int = 0
-    best: float = -1.0
+    best: float = -float("inf")
     bad_steps: int = 0
     skipped: int = 0
+    seconds: float = 0.0
+
+    @property
+    def loss(self) -> float | None:
+        return self.loss_sum / self.good_steps if self.good_steps else None
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.loss_sum, self.good_steps, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0
 
 
 def fit(
@@ -68,115 +85,84 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train `model` on `data` by `recipe`.
 
-    Writes into the folder `out`: log.jsonl (a line per epoch and every 50 steps), last.pt (after each epoch, every
-    `checkpoint_seconds`, and when the process is asked to stop) and best.pt (the epoch with the highest validation score).
-    A run that is killed and resumed ends with the same weights, to the bit on the CPU, as one that was not.
+    Writes into the folder `out`: log.jsonl (a line per epoch and every 50 steps), last.pt (at the start, after each
+    epoch, every `checkpoint_seconds`, and when the process is asked to stop) and best.pt (the epoch with the highest
+    validation score). Without `resume` a run that is in `out` is replaced.
+    A run that is killed and resumed ends with the same weights, to the bit on the CPU, as one that was not. A step
+    whose loss is not finite is reported and skipped.
 
     Args:
         model:      made by ``create_model``; trained in place, in channels_last.
-        validate:   the scores of a model in eval mode, called after each epoch; None without a validation set.
+        validate:   the scores of a model in eval mode as plain values, called after each epoch; None without a
+            validation set. A score that is None was not measurable and does not count.
         score:      the name among them that decides which epoch is best.
         workers:    processes that load data; the results do not depend on it.
-        resume:     go on from out/last.pt.
-    Returns: the log's epoch entries.
-    Raises: Interrupted after SIGTERM or SIGINT; Diverged; InputError if the checkpoint to resume is of another run.
+        resume:     go on from out/last.pt; a run that is complete is left as it is.
+    Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, what `validate`
+        found.
+    Raises: Interrupted after SIGTERM, SIGINT or SIGHUP; Diverged; InputError if the checkpoint to resume is of another
+        run, if an image is broken or a checkpoint cannot be written (the one before it stays).
     """
     out, device = Path(out), torch.device(device)
+    check(hasattr(model, "hrpose_config"), "fit", f"model must be made by create_model, got {type(model).__name__}")
+    check(len(data) > 0, "fit", "data must hold at least one person, got none")
+    check_model(model, data.size, data.skeleton)
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
-    sigma = recipe.sigma_for(data.size)
     model.to(device=device, memory_format=torch.channels_last)
     # One fused pass over the parameters; the default would loop over them in Python on the CPU.
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
-    progress = Progress()
+    run = _Run(model, data, recipe, out, optimizer, Progress(), report, _fingerprint(data))
+    progress = run.progress
+    for part in out.glob(".*.pt.*.part"):  # what a process that was killed while it saved has left
+        part.unlink(missing_ok=True)
     if resume:
-        progress = _resume(out / LAST, model, optimizer, data, recipe)
+        run.restore()
     log = RunLog(out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
-    steps = len(EpochBatches(len(data), recipe.batch_size, recipe.seed, 0))
-    last_saved = time.monotonic()
+    if progress.epoch >= recipe.epochs:
+        report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
+    elif not resume:
+        (out / BEST).unlink(missing_ok=True)  # of another run
+        run.save()  # a run without room for its checkpoint shall not find that out in an hour
 
-    def save() -> None:
-        nonlocal last_saved
-        training = {"progress": vars(progress).copy(), "optimizer": optimizer.state_dict(), "recipe": recipe.to_dict()}
-        training["persons"] = len(data)
-        save_checkpoint(_checkpoint(model, data, training), out / LAST)
-        last_saved = time.monotonic()
-
-    with _StopRequest() as stop:
+    with _StopRequest() as stop, dead_worker_as_input_error():
         while progress.epoch < recipe.epochs:
-            epoch_started, first_step = time.monotonic(), progress.step
-            batches = EpochBatches(len(data), recipe.batch_size, recipe.seed, progress.epoch, progress.step)
-            loader = DataLoader(
-                data,
-                batch_sampler=batches,
-                collate_fn=collate,
-                num_workers=workers,
-                pin_memory=device.type == "cuda",
-                generator=torch.Generator(),  # so that iter() leaves the global generator alone
-            )
-            model.train()
-            bar = tqdm(
-                total=steps, initial=first_step, desc=f"epoch {progress.epoch + 1}/{recipe.epochs}", unit="batch",
-                leave=False, disable=None, dynamic_ncols=True,
-            )  # fmt: skip
-            for batch in loader:
-                lr = recipe.lr_at(progress.epoch * steps + progress.step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                loss = train_step(model, optimizer, batch, sigma, device, bf16)
-                progress.step += 1
-                _count_step(loss, batch, data, recipe, progress, report)
-                rate = (progress.step - first_step) * batches.batch_size / (time.monotonic() - epoch_started)
-                mean_loss = progress.loss_sum / max(progress.good_steps, 1)
-                bar.set_postfix_str(f"loss {mean_loss:.5f}, {rate:.0f} images/s", refresh=False)
-                bar.update()
-                if progress.step % 50 == 0:
-                    log.write(kind="step", epoch=progress.epoch, step=progress.step, loss=mean_loss, lr=lr)
-                if stop.signal:
-                    save()
-                    where = f"epoch {progress.epoch + 1} after {progress.step} of {steps} batches"
-                    raise Interrupted(f"stopped in {where}", stop.signal)
-                if time.monotonic() - last_saved > checkpoint_seconds:
-                    save()
-            bar.close()
-            seconds = time.monotonic() - epoch_started
-            images = (progress.step - first_step) * batches.batch_size
-            entry = {
-                "kind": "epoch",
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "loss": progress.loss_sum / max(progress.good_steps, 1),
-                "lr": recipe.lr_at(progress.epoch * steps, steps),
-                "skipped": progress.skipped,
-                "seconds": round(seconds, 1),
-                "images_per_s": round(images / seconds, 1) if images else None,
-            }
-            save()
+            _train_epoch(run, log, stop, device, bf16, workers, checkpoint_seconds)
+            entry = run.epoch_entry()
             if validate is not None:
-                entry |= validate(model.eval())
-                value = entry.get(score)
-                if value is not None and value > progress.best:
-                    progress.best = value
-                    kept = {key: v for key, v in entry.items() if isinstance(v, (int, float, str, bool, type(None)))}
-                    save_checkpoint(_checkpoint(model, data, {"entry": kept, "recipe": recipe.to_dict()}), out / BEST)
+                run.save()
+                with stop.at_once(f"while epoch {progress.epoch + 1} was scored"):
+                    scores = validate(model.eval())
+                _check_scores(scores, entry, score)
+                entry |= scores
+                run.keep_best(entry, score)
             log.write(**entry)
-            report(_line(entry, recipe, score))
-            progress.epoch, progress.step, progress.loss_sum, progress.good_steps = progress.epoch + 1, 0, 0.0, 0
-            save()
-            if stop.signal:
+            report(_line(entry, recipe))
+            progress.next_epoch()
+            run.save()
+            if stop.signal and progress.epoch < recipe.epochs:
                 raise Interrupted(f"stopped after epoch {progress.epoch}", stop.signal)
     return [entry for entry in log.entries() if entry["kind"] == "epoch"]
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sample, sigma: float, device: torch.device, bf16: bool
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Sample,
+    sigma: float,
+    device: torch.device,
+    bf16: bool,
+    statistics: BufferCopy | None = None,
 ) -> float:
-    """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss.
+    """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss, NaN if it was
+    skipped.
 
     If the loss or a gradient is not finite nothing is updated, the running statistics of batch norm included: one such
-    step would otherwise make every weight NaN.
+    step would otherwise make every weight NaN. `statistics` is the place to keep these meanwhile, for use in many
+    steps.
     """
+    statistics = statistics or BufferCopy(model)
+    statistics.take()
     images = batch.image.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    before = [b.clone() for b in model.buffers()]
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         heatmaps = model(images)
     height, width = heatmaps.shape[2:]
@@ -187,13 +173,33 @@ def train_step(
     loss = heatmap_mse(heatmaps, targets, weights)
     optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if torch.isfinite(loss + norm):
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if torch.isfinite(loss.detach() + torch.stack(norms).sum()):
         optimizer.step()
         return float(loss.detach())
-    for buffer, value in zip(model.buffers(), before, strict=True):
-        buffer.copy_(value)
+    statistics.put_back()
     return float("nan")
+
+
+class BufferCopy:
+    """A copy of a model's buffers, made and put back in one call per type: one by one, hundreds of small tensors would
+    cost a GPU more than a small network's layers do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._pairs = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_type.values()]
+
+    @torch.no_grad()
+    def take(self) -> None:
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(buffers, copies)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -212,9 +218,135 @@ def _cpu_has_bf16() -> bool:
         return False
 
 
-def _count_step(
-    loss: float, batch: Sample, data: PoseDataset, recipe: Recipe, progress: Progress, report: Callable[[str], Any]
+@dataclass
+class _Run:
+    """What a run trains, by what, and where it stands; reads and writes its checkpoints."""
+
+    model: nn.Module
+    data: PoseDataset
+    recipe: Recipe
+    out: Path
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    report: Callable[[str], Any]
+    fingerprint: str
+    saved_at: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Batches of a whole epoch."""
+        return len(EpochBatches(len(self.data), self.recipe.batch_size, self.recipe.seed, 0))
+
+    def save(self) -> None:
+        """Write LAST: all that it takes to go on."""
+        state = {"progress": vars(self.progress).copy(), "optimizer": self.optimizer.state_dict()}
+        self._write(LAST, {**state, "persons": len(self.data), "data": self.fingerprint})
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from LAST. Raises: InputError if it is of another run."""
+        path = self.out / LAST
+        check(path.is_file(), f"resume {self.out}", f"holds no run ({LAST}); without resuming, a new one is started")
+        checkpoint = load_checkpoint(path)
+        training, where = checkpoint.training, f"resume {path}"
+        check("optimizer" in training, where, "holds no state of a run to go on with")
+        pairs = {
+            "network": (checkpoint.config, self.model.hrpose_config),
+            "input": (checkpoint.size, tuple(self.data.size)),
+            "joints": (checkpoint.skeleton.joints, self.data.skeleton.joints),
+            "persons": (training["persons"], len(self.data)),
+        }
+        recipe = self.recipe.to_dict()
+        pairs |= {name: (training["recipe"].get(name), value) for name, value in recipe.items()}
+        for name, (theirs, mine) in pairs.items():
+            check(theirs == mine, where, f"is a run with {name} = {theirs}, asked to go on with {name} = {mine}")
+        same = training.get("data", self.fingerprint) == self.fingerprint  # older files hold none
+        check(same, where, "is a run on other data: boxes, joints, file names, flip pairs, seed or augmentation differ")
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(training["optimizer"])
+        for name, value in training["progress"].items():
+            setattr(self.progress, name, value)
+        self.saved_at = time.monotonic()
+
+    def keep_best(self, entry: dict[str, Any], score: str) -> None:
+        """Write BEST if the epoch's score is the highest so far."""
+        value = entry[score]
+        if value is None or not value > self.progress.best:
+            return
+        self.progress.best = value
+        timing = ("kind", "seconds", "images_per_s")  # without them the file is the same for every run of the recipe
+        plain = {k: v for k, v in entry.items() if isinstance(v, (int, float, str, bool, type(None)))}
+        self._write(BEST, {"entry": {k: v for k, v in plain.items() if k not in timing}})
+
+    def epoch_entry(self) -> dict[str, Any]:
+        progress, recipe = self.progress, self.recipe
+        images = progress.step * min(recipe.batch_size, len(self.data))
+        return {
+            "kind": "epoch",
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "loss": progress.loss,
+            "lr": recipe.lr_at(progress.epoch * self.steps, self.steps),
+            "skipped": progress.skipped,
+            "seconds": round(progress.seconds, 1),
+            "images_per_s": round(images / progress.seconds, 1) if progress.seconds else None,
+        }
+
+    def _write(self, name: str, training: dict[str, Any]) -> None:
+        weights: dict[str, Tensor] = {key: tensor.detach().cpu() for key, tensor in self.model.state_dict().items()}
+        training = {**training, "recipe": self.recipe.to_dict()}
+        checkpoint = Checkpoint(self.model.hrpose_config, weights, self.data.skeleton, tuple(self.data.size), training)
+        save_checkpoint(checkpoint, self.out / name)
+
+
+def _train_epoch(
+    run: _Run,
+    log: RunLog,
+    stop: _StopRequest,
+    device: torch.device,
+    bf16: bool,
+    workers: int,
+    checkpoint_seconds: float,
 ) -> None:
+    """The steps of the epoch that are left."""
+    progress, recipe, steps = run.progress, run.recipe, run.steps
+    if progress.step == steps:  # the process before this one ended while the epoch was scored
+        return
+    batches = EpochBatches(len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step)
+    loaded = load(run.data, workers, collate, batch_sampler=batches, pin_memory=device.type == "cuda")
+    sigma, statistics = recipe.sigma_for(run.data.size), BufferCopy(run.model)
+    run.model.train()
+    clock = time.monotonic()
+    bar = tqdm(
+        total=steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}/{recipe.epochs}", unit="batch",
+        leave=False, disable=None, dynamic_ncols=True,
+    )  # fmt: skip
+    with bar:
+        for taken, batch in enumerate(loaded, 1):
+            lr = recipe.lr_at(progress.epoch * steps + progress.step, steps)
+            for group in run.optimizer.param_groups:
+                group["lr"] = lr
+            loss = train_step(run.model, run.optimizer, batch, sigma, device, bf16, statistics)
+            progress.step += 1
+            progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
+            _count_step(run, loss, batch)
+            bar.set_postfix_str(_bar_text(progress, batches.batch_size), refresh=False)
+            bar.update()
+            if progress.step % _LOG_EVERY == 0:
+                log.write(kind="step", epoch=progress.epoch, step=progress.step, loss=progress.loss, lr=lr)
+            if stop.signal:
+                run.save()
+                where = f"epoch {progress.epoch + 1} after {progress.step} of {steps} batches"
+                raise Interrupted(f"stopped in {where}", stop.signal)
+            if time.monotonic() - run.saved_at > checkpoint_seconds:
+                run.save()
+            if taken == _THREADS_CHECKED_AFTER and device.type == "cpu":
+                _warn_of_slow_threads(run)
+
+
+def _count_step(run: _Run, loss: float, batch: Sample) -> None:
+    """Note the loss of a step, or that it was skipped. Raises: Diverged after too many of these in a row."""
+    progress = run.progress
     if loss == loss:
         progress.bad_steps = 0
         progress.loss_sum += loss
@@ -222,41 +354,54 @@ def _count_step(
         return
     progress.bad_steps += 1
     progress.skipped += 1
-    ids = [data.persons[i].annotation_id for i in batch.person.tolist()]
+    ids = [run.data.persons[i].annotation_id for i in batch.person.tolist()]
     where = f"epoch {progress.epoch + 1}, batch {progress.step}"
-    report(f"{where}: the loss is not finite, the step is skipped; annotations {ids}")
-    if progress.bad_steps >= recipe.max_bad_steps:
+    run.report(f"{where}: the loss is not finite, the step is skipped; annotations {ids}")
+    if progress.bad_steps >= run.recipe.max_bad_steps:
         message = f"{where}: the loss was not finite {progress.bad_steps} times in a row (last: annotations {ids}); "
         raise Diverged(message + "lower lr, or look at these annotations")
 
 
-def _checkpoint(model: nn.Module, data: PoseDataset, training: dict[str, Any]) -> Checkpoint:
-    weights: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    return Checkpoint(model.hrpose_config, weights, data.skeleton, data.size, training)
+def _warn_of_slow_threads(run: _Run) -> None:
+    threads, slower = torch.get_num_threads(), slowdown_of_threads()
+    if slower > 1.5:
+        reason = "other processes use the cores"
+        run.report(f"{threads} threads compute {slower:.0f} times slower than one, {reason}: try --threads 1")
 
 
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: PoseDataset, recipe: Recipe
-) -> Progress:
-    checkpoint = load_checkpoint(path)
-    where = f"resume {path}"
-    training = checkpoint.training
-    check("optimizer" in training, where, "holds no state of a run to go on with (best.pt does not; use last.pt)")
-    mine = {"network": model.hrpose_config, "input": data.size, "joints": data.skeleton.joints, "persons": len(data)}
-    theirs = {"network": checkpoint.config, "input": checkpoint.size, "joints": checkpoint.skeleton.joints,
-              "persons": training["persons"]}  # fmt: skip
-    for name, value in mine.items():
-        check(theirs[name] == value, where, f"is a run with {name} {theirs[name]}, asked to go on with {value}")
-    for name, value in recipe.to_dict().items():
-        before = training["recipe"].get(name)
-        check(before == value, where, f"is a run with {name} = {before}, asked to go on with {name} = {value}")
-    model.load_state_dict(checkpoint.weights)
-    optimizer.load_state_dict(training["optimizer"])
-    return Progress(**training["progress"])
+def _check_scores(scores: dict[str, Any], entry: dict[str, Any], score: str) -> None:
+    check(score in scores, "fit", f"validate must return {score!r}, got {', '.join(scores)}")
+    taken = sorted(entry.keys() & scores.keys())
+    check(not taken, "fit", f"validate must return other names than those of the log's own values, got {taken}")
 
 
-def _line(entry: dict[str, Any], recipe: Recipe, score: str) -> str:
-    parts = [f"epoch {entry['epoch'] + 1}/{recipe.epochs}", f"loss {entry['loss']:.6f}", f"lr {entry['lr']:.1e}"]
+def _fingerprint(data: PoseDataset) -> str:
+    """A digest of all that makes the samples, except for the pixels."""
+    persons, joints = data.persons, data.skeleton.num_joints
+    unlike = next((p for p in persons if len(p.joints) != joints or len(p.visible) != joints), None)
+    check(unlike is None, "fit", f"data must hold persons with {joints} joints each, got {unlike}")
+    return digest(
+        {
+            "skeleton": data.skeleton.to_dict(),
+            "augmentation": repr(data.augmentation),
+            "seed": data.seed,
+            "padding": data.padding,
+            "files": "\n".join(p.file_name for p in persons),
+            "boxes": torch.from_numpy(np.array([p.box for p in persons], np.float64)),
+            "joints": torch.from_numpy(np.array([p.joints for p in persons], np.float64)),
+            "visible": torch.from_numpy(np.array([p.visible for p in persons], np.int64)),
+        }
+    )
+
+
+def _bar_text(progress: Progress, batch_size: int) -> str:
+    rate = f"{progress.step * batch_size / max(progress.seconds, 1e-9):.0f} images/s"
+    return rate if progress.loss is None else f"loss {progress.loss:.5f}, {rate}"
+
+
+def _line(entry: dict[str, Any], recipe: Recipe) -> str:
+    loss = "no step with a finite loss" if entry["loss"] is None else f"loss {entry['loss']:.6f}"
+    parts = [f"epoch {entry['epoch'] + 1}/{recipe.epochs}", loss, f"lr {entry['lr']:.1e}"]
     if entry["images_per_s"]:
         parts.append(f"{entry['images_per_s']:.0f} images/s")
     parts += [f"{name} {100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2") if entry.get(name) is not None]
@@ -264,21 +409,49 @@ def _line(entry: dict[str, Any], recipe: Recipe, score: str) -> str:
 
 
 class _StopRequest:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the step in progress is finished and saved."""
+    """Notes SIGTERM, SIGINT and SIGHUP instead of dying of them, so that the step in progress is finished and saved.
+
+    A second signal does what it would have done without us. Signals that this process was started to ignore (nohup)
+    stay ignored.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._at_once: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+            numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+            for number in numbers:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
+
+    @contextmanager
+    def at_once(self, when: str) -> Iterator[None]:
+        """Where nothing is lost by it, a signal raises Interrupted on the spot."""
+        self._at_once = when
+        try:
+            self._raise_if_asked()
+            yield
+            self._raise_if_asked()  # Python drops what a handler raises within __del__
+        finally:
+            self._at_once = None
+
+    def _raise_if_asked(self) -> None:
+        if self.signal:
+            raise Interrupted(f"stopped {self._at_once}", self.signal)
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = number
+        self._restore()
+        if self._at_once:
+            self._raise_if_asked()
 
-    def __exit__(self, *exception: Any) -> None:
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._restore()

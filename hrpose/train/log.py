@@ -6,29 +6,47 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hrpose.errors import InputError
 from hrpose.files import write_atomically
 
 
 class RunLog:
-    """Appends entries to a JSON-lines file. Each has "epoch" and "step" (batches done in that epoch)."""
+    """Appends entries to a JSON-lines file.
+
+    Each has "kind" ("step" or "epoch"), "epoch" (from 0) and "step" (batches done in that epoch).
+    """
 
     def __init__(self, path: str | Path, resume_from: tuple[int, int] | None = None) -> None:
-        """Start a new log, or with `resume_from` = (epoch, step) keep the entries of the past up to there."""
+        """Start a new log, or with `resume_from` = (epoch, step) keep the entries that come before that point.
+
+        An epoch's own entry is written after its last step, so a checkpoint within the epoch, or at its last step,
+        comes before it. Lines that are not whole (the end of a run that was killed while it wrote) are dropped.
+        """
         self.path = Path(path)
-        kept = []
-        if resume_from is not None and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the last line of a run that was killed while it wrote
-                    continue
-                if (entry["epoch"], entry["step"]) <= resume_from:
-                    kept.append(line)
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        old = self.path.read_bytes() if resume_from is not None and self.path.exists() else b""
+        kept = [line for line in old.splitlines() if _is_before(line, resume_from)]
+        new = b"".join(line + b"\n" for line in kept)
+        if new != old or not self.path.exists():
+            write_atomically(self.path, new)
 
     def write(self, **entry: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Append an entry. Raises: InputError naming the file if it cannot be written (disk full)."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def entries(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def _is_before(line: bytes, resume_from: tuple[int, int] | None) -> bool:
+    try:
+        entry = json.loads(line)
+        epoch, step = entry["epoch"], entry["step"]
+        if entry["kind"] == "epoch":
+            return epoch < resume_from[0]
+        return (epoch, step) <= resume_from
+    except (ValueError, TypeError, KeyError):
+        return False

@@ -23,7 +23,8 @@ class Recipe:
     drops:         epochs (counted from 0) at whose start lr is multiplied by drop_factor.
     schedule:      "step" as above, or "cosine" from lr to 0 over the epochs.
     warmup_steps:  steps over which lr rises linearly from 0 at the start.
-    sigma:         of the target Gaussians in heatmap pixels; None: 2, and 3 for inputs of 384 rows and more, as published.
+    sigma:         of the target Gaussians in heatmap pixels; None: 2, and 3 for inputs of 384 rows and more, as
+        published.
     augmentation:  of the training views.
     precision:     "bf16" (mixed), "fp32", or "auto": bf16 where the processor computes with it.
     max_bad_steps: give up after so many steps in a row whose loss is not finite.
@@ -49,12 +50,13 @@ class Recipe:
         rule(self.epochs >= 1, "epochs", ">= 1")
         rule(self.batch_size >= 1, "batch_size", ">= 1")
         rule(math.isfinite(self.lr) and self.lr > 0, "lr", "> 0")
+        rule(all(drop >= 0 for drop in self.drops), "drops", "epochs >= 0")
         rule(0 < self.drop_factor <= 1, "drop_factor", "in (0, 1]")
         rule(self.schedule in ("step", "cosine"), "schedule", "step or cosine")
         rule(self.warmup_steps >= 0, "warmup_steps", ">= 0")
-        rule(self.sigma is None or self.sigma > 0, "sigma", "> 0")
+        rule(self.sigma is None or 0 < self.sigma < math.inf, "sigma", "> 0")
         rule(self.precision in (*PRECISIONS, "auto"), "precision", f"auto, {' or '.join(PRECISIONS)}")
-        rule(self.seed >= 0, "seed", ">= 0")
+        rule(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63")
         rule(self.max_bad_steps >= 1, "max_bad_steps", ">= 1")
 
     def with_epochs(self, epochs: int) -> Recipe:

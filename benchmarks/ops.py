@@ -1,0 +1,125 @@
+"""decode and crop against what one would use without them; `python benchmarks/ops.py [--threads N]` prints a table.
+
+OpenCV's row needs `pip install 'opencv-python-headless<5'`. Results are checked against the reference before they are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+import numpy as np
+import torch
+from timing import Timing, measure
+
+from hrpose import COCO17, geometry, ops
+from hrpose.ops import _ext
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ORDER = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # COCO-17's joints in a mirror
+
+
+def decode_numpy(heatmaps: np.ndarray, flipped: np.ndarray, transforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """HRNet's test-time steps without its loops over persons and joints."""
+    n, k, h, w = heatmaps.shape
+    mirrored = flipped[:, ORDER, :, ::-1]
+    merged = np.empty_like(heatmaps)
+    merged[..., 1:], merged[..., 0] = mirrored[..., :-1], mirrored[..., 0]
+    merged += heatmaps
+    merged *= 0.5
+    maps = merged.reshape(n * k, -1)
+    index, rows = maps.argmax(1), np.arange(n * k)
+    score = maps[rows, index]
+    x, y = index % w * (score > 0), index // w * (score > 0)
+    inside = (x > 1) & (x < w - 1) & (y > 1) & (y < h - 1)
+    at = np.where(inside, y * w + x, w + 1)
+    dx = np.sign(maps[rows, at + 1] - maps[rows, at - 1]) * 0.25 * inside
+    dy = np.sign(maps[rows, at + w] - maps[rows, at - w]) * 0.25 * inside
+    points = np.stack([x + dx, y + dy, np.ones(n * k)], 1).reshape(n, k, 3)
+    return points @ transforms.transpose(0, 2, 1), score.reshape(n, k)
+
+
+def bench_decode(n: int) -> dict[str, Timing]:
+    generator = torch.Generator().manual_seed(n)
+    heatmaps, flipped = torch.rand(2, n, 17, 64, 48, generator=generator)
+    boxes = torch.rand(n, 4, generator=generator) * 200 + 10
+    transforms = geometry.heatmap_to_image(geometry.crop_transforms(boxes, (192, 256)), 4)
+
+    def native() -> tuple[torch.Tensor, torch.Tensor]:
+        return ops.decode(heatmaps, flipped, COCO17.flip_pairs, transforms=transforms)
+
+    def reference() -> tuple[torch.Tensor, torch.Tensor]:
+        return ops.decode_reference(heatmaps, flipped, COCO17.flip_pairs, transforms=transforms)
+
+    arrays = heatmaps.numpy(), flipped.numpy(), transforms.numpy()
+    for other in (reference(), decode_numpy(*arrays)):
+        for found, expected in zip(native(), other, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+    return measure({"hrpose": native, "numpy": lambda: decode_numpy(*arrays), "reference": reference})
+
+
+def bench_crop(n: int, height: int, width: int) -> dict[str, Timing]:
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.integers(0, 256, (1, 3, height // 16, width // 16))).float()
+    image = (
+        torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+        .permute(1, 2, 0)
+        .byte()
+        .contiguous()
+    )
+    boxes = np.stack(
+        [
+            rng.uniform(0, width / 2, n),
+            rng.uniform(0, height / 4, n),
+            np.full(n, 0.2 * width),
+            np.full(n, 0.6 * height),
+        ],
+        1,
+    )
+    transforms = geometry.crop_transforms(boxes, (192, 256))
+
+    def native() -> torch.Tensor:
+        return ops.crop(image, transforms, (192, 256), mean=MEAN, std=STD)
+
+    def reference() -> torch.Tensor:
+        return ops.crop_reference(image, transforms, (192, 256), mean=MEAN, std=STD)
+
+    np.testing.assert_allclose(native(), reference(), atol=1e-5)
+    functions = {"hrpose": native, "reference": reference}
+    try:
+        import cv2
+    except ImportError:
+        return measure(functions)
+    cv2.setNumThreads(torch.get_num_threads())
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+
+    def opencv() -> torch.Tensor:
+        crops = [cv2.warpAffine(image.numpy(), matrix, (192, 256)) for matrix in transforms.numpy()]
+        return torch.stack([(torch.from_numpy(c).permute(2, 0, 1).float().div_(255) - mean) / std for c in crops])
+
+    return measure({**functions, f"cv2 {cv2.__version__} + torch": opencv})
+
+
+def show(title: str, timings: dict[str, Timing]) -> None:
+    ours = timings["hrpose"].median
+    for name, t in timings.items():
+        ratio = f"{t.median / ours:6.2f}x" if name != "hrpose" else "       "
+        print(f"| {title:<28} | {name:<20} | {t.median:9.4f} | {t.p10:9.4f} | {t.p90:9.4f} | {ratio} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    torch.set_num_threads(parser.parse_args().threads)
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {_ext.isa()}, {torch.get_num_threads()} threads"
+    )
+    print(f"| {'op':<28} | {'with':<20} | median ms | p10       | p90       | slower  |\n|---|---|---|---|---|---|")
+    for n in (1, 16, 64, 256):
+        show(f"decode, flip, {n}x17x64x48", bench_decode(n))
+    for n, height, width in ((1, 480, 640), (8, 480, 640), (8, 1080, 1920)):
+        show(f"crop {n} of {width}x{height}", bench_crop(n, height, width))
+
+
+if __name__ == "__main__":
+    main()
