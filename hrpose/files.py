@@ -18,7 +18,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises: InputError naming the path.
     """
     path = Path(path)
-    beside = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.part"
+    # Cut short, because a name has at most 255 bytes; two threads never write to the same one.
+    beside = path.parent / f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.part"
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(content)

@@ -90,10 +90,11 @@ def region_transform(center: Tensor, width_img: Tensor, angle_deg: Tensor, size:
 
     Args: centres (N, 2) and widths (N,) of the regions in image pixels, rotations (N,) in degrees.
     """
-    scale = size[0] / width_img
-    cos, sin = torch.cos(torch.deg2rad(angle_deg)) * scale, torch.sin(torch.deg2rad(angle_deg)) * scale
+    center, angle = center.double(), torch.deg2rad(angle_deg.double())
+    scale = size[0] / width_img.double()
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     linear = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
-    middle = torch.tensor([size[0] * 0.5, size[1] * 0.5], dtype=center.dtype)
+    middle = center.new_tensor([size[0] * 0.5, size[1] * 0.5])
     return torch.cat([linear, (middle - (linear @ center[:, :, None])[:, :, 0])[:, :, None]], 2)
 
 

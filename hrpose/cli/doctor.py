@@ -14,6 +14,7 @@ import torch
 import hrpose
 from hrpose.ops import _ext
 from hrpose.train.fit import resolve_precision
+from hrpose.train.threads import slowdown_of_threads
 
 PACKAGES = ("torch", "numpy", "pillow", "pycocotools", "tqdm")
 
@@ -39,6 +40,7 @@ def diagnose() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
+        "threads_speedup": round(1 / slowdown_of_threads(), 2),
         "precision": resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "native": native,
         "torch_cuda": torch.version.cuda,
@@ -56,7 +58,7 @@ def format_diagnosis(found: dict[str, Any]) -> str:
     lines = [
         f"hrpose {found['hrpose']}, Python {found['python']}, {found['platform']}",
         "packages    " + ", ".join(f"{name} {number}" for name, number in found["packages"].items()),
-        f"threads     {found['threads']}; training precision by default: {found['precision']}",
+        f"threads     {found['threads']}{_judge_threads(found)}; training precision by default: {found['precision']}",
     ]
     if native["native"]:
         openmp = "with OpenMP" if native["openmp"] else "without OpenMP: one thread"
@@ -81,6 +83,13 @@ def format_diagnosis(found: dict[str, Any]) -> str:
     for name, value in found["environment"].items():
         lines.append(f"{name} = {value}")
     return "\n".join(lines)
+
+
+def _judge_threads(found: dict[str, Any]) -> str:
+    if found["threads"] == 1:
+        return ""
+    busy = "" if found["threads_speedup"] > 0.7 else ": other processes use the cores, try OMP_NUM_THREADS=1"
+    return f", {found['threads_speedup']} times as fast as one now{busy}"
 
 
 def _version(name: str) -> str:

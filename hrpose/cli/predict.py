@@ -89,8 +89,12 @@ def run(options: argparse.Namespace) -> None:
         "images": entries,
     }
     write_atomically(out / "keypoints.json", json.dumps(found, indent=1).encode())
-    total = sum(len(entry["persons"]) for entry in entries)
+    scores = [score for entry in entries for person in entry["persons"] for _, _, score in person["keypoints"]]
+    total, drawn = len(scores) // len(found["joints"]), sum(score >= options.min_score for score in scores)
     print(f"{total} persons in {len(paths)} images: pictures and keypoints.json in {out}")
+    print(
+        f"{drawn} of {len(scores)} joints are drawn, those with a score of {options.min_score:g} or more (--min-score)"
+    )
 
 
 def image_files(arguments: list[str]) -> list[Path]:

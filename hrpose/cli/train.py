@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     )
     scored = [entry for entry in entries if entry.get(name) is not None]
     if scored:
-        best = max(scored, key=lambda entry: entry[name])
+        best = max(reversed(scored), key=lambda entry: entry[name])  # of equals the last, as in fit
         _say(f"best: epoch {best['epoch'] + 1}, {name} {100 * best[name]:.1f}, in {out / BEST}")
     else:
         _say(

@@ -1,7 +1,7 @@
 """Training augmentation: random half body, scale, rotation and mirroring of the region that is cropped.
 
-The four are folded into one transform, so the image is sampled once. Order, probabilities and draws are those of HRNet's
-training code: half body, scale, rotation, flip.
+The four are folded into one transform, so the image is sampled once. Order, probabilities and draws are those of
+HRNet's training code: half body, scale, rotation, flip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hrpose.errors import check
-from hrpose.geometry import PADDING, compose, fit_aspect, mirror, region_transform
+from hrpose.geometry import apply, compose, fit_aspect, mirror, region_transform
 from hrpose.skeleton import Skeleton
 
 HALF_BODY_PADDING = 1.5  # in place of the 1.25 around a whole person
@@ -23,8 +23,10 @@ HALF_BODY_PADDING = 1.5  # in place of the 1.25 around a whole person
 class Augmentation:
     """Strength of each step; the defaults are DPN's (scale +-30 %, rotation +-40 degrees, flip, half body).
 
-    scale: standard deviation and limit of the scale factor around 1. rotation_deg: standard deviation of the angle, whose
-    limit is twice that. *_probability: how often a step happens. half_body_min_joints: only persons with more visible joints.
+    scale:                 standard deviation, and limit, of the scale factor around 1.
+    rotation_deg:          standard deviation of the angle, whose limit is twice that.
+    rotation_probability, flip_probability, half_body_probability: how often the step happens.
+    half_body_min_joints:  a half body is shown only of persons with more visible joints than this.
     """
 
     scale: float = 0.30
@@ -40,6 +42,8 @@ class Augmentation:
         check(0 <= self.rotation_deg <= 90, where, f"rotation_deg must be 0..90, got {self.rotation_deg}")
         for name in ("rotation_probability", "flip_probability", "half_body_probability"):
             check(0 <= getattr(self, name) <= 1, where, f"{name} must be 0..1, got {getattr(self, name)}")
+        least = self.half_body_min_joints
+        check(least >= 0, where, f"half_body_min_joints must be >= 0, got {least}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def random_view(
     """Draw one training view of a person.
 
     Args:
-        region:      centre (2,) and extent (2,) in image pixels, padded and in the input's aspect (``geometry.box_regions``).
+        region:      centre (2,) and extent (2,) in image pixels, as ``geometry.box_regions`` makes them: padded, and in
+                     the input's aspect.
         joints:      (K, 2) x, y in image pixels; visible: (K,) > 0 where labelled.
         image_width: pixels, for mirroring.
         size:        (width, height) of the input.
@@ -75,12 +80,9 @@ def random_view(
     half = half_body_region(joints, visible, size, skeleton, augmentation, rng)
     if half is not None:
         center, extent = half
-    scale = float(
-        np.clip(1 + augmentation.scale * rng.standard_normal(), 1 - augmentation.scale, 1 + augmentation.scale)
-    )
-    limit = 2 * augmentation.rotation_deg
+    scale = 1 + float(np.clip(augmentation.scale * rng.standard_normal(), -augmentation.scale, augmentation.scale))
     turned = rng.random() < augmentation.rotation_probability
-    angle = float(np.clip(augmentation.rotation_deg * rng.standard_normal(), -limit, limit)) if turned else 0.0
+    angle = augmentation.rotation_deg * float(np.clip(rng.standard_normal(), -2, 2)) if turned else 0.0
     mirrored = skeleton.flip_pairs is not None and rng.random() < augmentation.flip_probability
 
     if mirrored:
@@ -90,7 +92,7 @@ def random_view(
     if mirrored:
         transform = compose(transform, mirror(image_width))
         joints, visible = swap_sides(joints, visible, skeleton)
-    return View(transform, joints @ transform[:, :2].T + transform[:, 2], visible)
+    return View(transform, apply(transform, joints), visible)
 
 
 def swap_sides(joints: Tensor, visible: Tensor, skeleton: Skeleton) -> tuple[Tensor, Tensor]:
@@ -136,7 +138,4 @@ def plain_view(region: tuple[Tensor, Tensor], joints: Tensor, visible: Tensor, s
     """The view without augmentation: what evaluation shows the network."""
     center, extent = region
     transform = region_transform(center[None], extent[None, 0], torch.zeros(1, dtype=torch.float64), size)[0]
-    return View(transform, joints @ transform[:, :2].T + transform[:, 2], (visible > 0).double())
-
-
-__all__ = ["PADDING", "Augmentation", "View", "half_body_region", "plain_view", "random_view", "swap_sides"]
+    return View(transform, apply(transform, joints), (visible > 0).double())

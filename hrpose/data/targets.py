@@ -22,17 +22,18 @@ def gaussian_targets(
         mu = trunc(joint / stride + 0.5)
         G(x, y) = exp(-((x - mu_x)^2 + (y - mu_y)^2) / (2 sigma^2))  where |x - mu_x|, |y - mu_y| <= 3 sigma, else 0
 
-    The joint is rounded to the nearest heatmap pixel, so the peak is exactly 1.
+    The joint is rounded to the nearest heatmap pixel, so the peak is exactly 1. Where 3 sigma is not a whole number the
+    patch is that of the whole number below it.
 
     Args:
         joints:  (N, K, 2) x, y in input pixels.
-        visible: (N, K) above 0.5 for labelled joints.
+        visible: (N, K) 0..1, above 0.5 for labelled joints.
         size:    (width, height) of the heatmaps.
         sigma:   width of the Gaussian in heatmap pixels, > 0 (published: 2 at 256x192 and 256x256, 3 at 384x288).
         stride:  input pixels per heatmap pixel, a number or (x, y).
-    Returns: heatmaps (N, K, height, width) float32, and weights (N, K) float32: `visible`, but 0 where the patch misses the
-        map. A joint of weight <= 0.5 has an empty map.
-    Raises: InputError on a wrong shape, a joint that is not finite, or sigma or stride <= 0.
+    Returns: heatmaps (N, K, height, width) float32, and weights (N, K) float32: `visible`, but 0 where the patch misses
+        the map. A joint of weight <= 0.5 has an empty map.
+    Raises: InputError on a wrong shape, a joint that is not finite, a visibility beyond 0..1, or sigma or stride <= 0.
     Cost: writes the heatmaps once; runs on the device of `joints`.
     """
     joints = torch.as_tensor(joints).double()
@@ -40,15 +41,16 @@ def gaussian_targets(
     width, height = as_size(size, "gaussian_targets: size")
     where = "gaussian_targets"
     check(joints.ndim == 3 and joints.shape[2] == 2, where, f"joints must be (N, K, 2), got {tuple(joints.shape)}")
-    check(
-        visible.shape == joints.shape[:2],
-        where,
-        f"visible must be {tuple(joints.shape[:2])}, got {tuple(visible.shape)}",
-    )
+    expected = tuple(joints.shape[:2])
+    check(visible.shape == expected, where, f"visible must be {expected}, got {tuple(visible.shape)}")
     check(math.isfinite(sigma) and sigma > 0, where, f"sigma must be > 0, got {sigma}")
-    strides = torch.tensor(stride, dtype=torch.float64, device=joints.device).expand(2)
-    check(bool((strides > 0).all()), where, f"stride must be > 0, got {stride}")
+    pair = stride if isinstance(stride, (tuple, list)) else (stride, stride)
+    valid = len(pair) == 2 and all(math.isfinite(step) and step > 0 for step in pair)
+    check(valid, where, f"stride must be > 0, one number or (x, y), got {stride}")
+    strides = joints.new_tensor(pair)
     check(bool(joints.isfinite().all()), where, "joints must be finite")
+    # COCO's v = 2, taken as a weight, would silently count for four in the loss
+    check(bool(((visible >= 0) & (visible <= 1)).all()), where, "visible must be 0..1")
 
     reach = sigma * 3
     mu = torch.trunc(joints / strides + 0.5)
@@ -69,8 +71,8 @@ def gaussian_targets(
 
 @lru_cache(maxsize=16)
 def _patch(sigma: float) -> Tensor:
-    """The Gaussian around a joint with a border of zeros, computed with numpy in float32 exactly as the official code does:
-    torch's exponential differs from numpy's in the last bit."""
+    """The Gaussian around a joint with a border of zeros, computed with numpy in float32 exactly as the official code
+    does: torch's exponential differs from numpy's in the last bit."""
     radius = math.floor(sigma * 3)
     x = np.arange(-radius, radius + 1, dtype=np.float32)
     return torch.from_numpy(np.pad(np.exp(-(x**2 + x[:, None] ** 2) / (2 * sigma**2)), 1))

@@ -12,8 +12,13 @@ from hrpose.skeleton import Skeleton
 
 @dataclass(frozen=True)
 class Pck:
-    """value: correct / counted over all joints. per_joint: (K,), NaN where no joint was counted. joints, persons: how many
-    were counted. reference: "torso" or "box", what distances were divided by."""
+    """How many joints were found.
+
+    value:           correct / counted over all joints; None where none was counted.
+    per_joint:       (K,) the same for each joint; NaN where none was counted.
+    joints, persons: how many were counted.
+    reference:       what distances were divided by, "torso" or "box".
+    """
 
     value: float | None
     per_joint: np.ndarray
@@ -32,13 +37,16 @@ def pck(
 ) -> Pck:
     """Percentage of correct keypoints: |predicted - labelled| <= threshold * size of the person.
 
-    The size is the torso's diagonal, left shoulder to right hip, or where one of the two is not labelled its mirror image;
-    a person with neither is not counted. A skeleton without shoulders and hips is measured with the longer side of the box.
+    The size is the torso's diagonal, left shoulder to right hip, or where one of the two is not labelled its mirror
+    image; a person with neither is not counted. A skeleton without shoulders and hips is measured with the longer side
+    of the box.
 
     Args:
-        keypoints: (P, K, 2) predicted x, y in image pixels; joints: (P, K, 2) labelled; visible: (P, K) > 0 where labelled.
+        keypoints: (P, K, 2) predicted x, y in image pixels; a prediction that is not finite counts as wrong.
+        joints:    (P, K, 2) labelled x, y in image pixels.
+        visible:   (P, K) > 0 where labelled.
         boxes:     (P, 4) x, y, width, height in image pixels.
-    Raises: InputError on shapes that do not agree.
+    Raises: InputError on shapes that do not agree, labels or boxes that are not finite, or a negative threshold.
     """
     keypoints, joints = np.asarray(keypoints, np.float64), np.asarray(joints, np.float64)
     seen, boxes = np.asarray(visible) > 0, np.asarray(boxes, np.float64)
@@ -47,6 +55,9 @@ def pck(
     check(keypoints.shape == expected, "pck", f"keypoints must be {expected}, got {keypoints.shape}")
     check(seen.shape == expected[:2], "pck", f"visible must be {expected[:2]}, got {seen.shape}")
     check(boxes.shape == (len(joints), 4), "pck", f"boxes must be ({len(joints)}, 4), got {boxes.shape}")
+    check(bool(np.isfinite(joints[seen]).all()), "pck", "joints must be finite where visible")
+    check(bool(np.isfinite(boxes).all()), "pck", "boxes must be finite")
+    check(0 <= threshold < np.inf, "pck", f"threshold must be >= 0, got {threshold}")
     sizes = np.zeros(len(joints))
     reference = "torso" if skeleton.torso else "box"
     if skeleton.torso:

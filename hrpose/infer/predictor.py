@@ -25,8 +25,7 @@ from hrpose.skeleton import COCO17, Skeleton
 class Poses:
     """The persons of one image.
 
-    keypoints: (P, K, 2) float32 x, y in image pixels, pixel centres at integers; of the upright image where EXIF turned
-        it.
+    keypoints: (P, K, 2) float32 x, y in pixels of the (upright) image, pixel centres at integers.
     scores:    (P, K) float32, height of the heatmap's peak: about 1 for a sure joint, near 0 for a missing one.
     boxes:     (P, 4) x, y, width, height that were looked at, in image pixels.
     """
@@ -48,8 +47,8 @@ class Predictor:
         size:       (width, height) of the network's input; default: that of the checkpoint, else (192, 256).
         skeleton:   what the heatmaps mean; default: that of the checkpoint, else COCO-17 for 17 heatmaps. Without flip
                     pairs the flip test is off.
-        device:     where to compute; default: CUDA if there is a device, else the CPU. A network given is left where it
-            is.
+        device:     where to compute; default: for a path CUDA if there is a device, else the CPU; for a network where
+            it is.
         protocol:   flip test, decoder, crop arithmetic, precision.
         batch_size: persons per forward pass; boxes of several images share batches.
     Calls are independent of one another, so one predictor may serve several threads.

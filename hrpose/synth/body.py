@@ -301,8 +301,8 @@ POSES: dict[str, tuple[Callable[[Generator, dict[str, float]], dict], float, flo
 def sample_pose(rng: Generator, difficulty: float) -> Pose:
     """A random pose within JOINT_LIMITS_DEG.
 
-    Difficulty 0 stands upright and turns at most 35 degrees from the camera; 1 turns all around, sits, runs, dances, and
-    now and then tumbles.
+    Difficulty 0 stands upright and turns at most 35 degrees from the camera; 1 turns all around, sits, runs, dances,
+    and now and then tumbles.
     """
     weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in POSES.values()])
     name = list(POSES)[int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum()))]
@@ -314,7 +314,9 @@ def sample_pose(rng: Generator, difficulty: float) -> Pose:
     yaw_deg = rng.uniform(-1, 1) * (35 + 145 * difficulty)
     roll_deg = rng.normal(0, 1) * (1 + 3 * difficulty)
     if rng.random() < 0.07 * difficulty and not fields.get("seated"):
-        roll_deg = rng.uniform(50, 180) * (1 if rng.random() < 0.5 else -1)
+        upside_down = rng.uniform(50, 180)
+        roll_deg = upside_down * (1 if rng.random() < 0.5 else -1)
+        fields["lift_m"] = rng.uniform(0.3, 0.7) if upside_down > 110 else rng.uniform(0, 0.2)
     return Pose(name, angles, yaw_deg, roll_deg, **fields)
 
 
@@ -340,10 +342,7 @@ def pose_body(pose: Pose, segments: dict[str, float], height: float) -> Body:
         @ rotation_y(angle["spine_twist"])
     )
     head_frame = (
-        chest_frame
-        @ rotation_y(angle["neck_yaw"])
-        @ rotation_x(-angle["neck_pitch"])
-        @ rotation_z(angle["neck_roll"])
+        chest_frame @ rotation_y(angle["neck_yaw"]) @ rotation_x(-angle["neck_pitch"]) @ rotation_z(angle["neck_roll"])
     )
     frames = {"pelvis": pelvis_frame, "chest": chest_frame, "head": head_frame}
 
@@ -384,7 +383,7 @@ def pose_body(pose: Pose, segments: dict[str, float], height: float) -> Body:
         foot = shank @ rotation_x(ankle_flex)
         joints[f"{side}_knee"] = joints[f"{side}_hip"] + thigh @ (0.0, segments["thigh"], 0.0)
         joints[f"{side}_ankle"] = joints[f"{side}_knee"] + shank @ (0.0, segments["shank"], 0.0)
-        joints[f"{side}_foot"] = joints[f"{side}_ankle"] + foot @ (0.0, 0.018 * height, 0.038 * height)
+        joints[f"{side}_foot"] = joints[f"{side}_ankle"] + foot @ (0.0, 0.021 * height, 0.038 * height)
         frames |= {f"{side}_arm": arm, f"{side}_forearm": forearm, f"{side}_thigh": thigh}
         frames |= {f"{side}_shank": shank, f"{side}_foot": foot}
 

@@ -74,7 +74,7 @@ class View:
 
 @dataclass(frozen=True)
 class Light:
-    """A soft lamp: unit direction towards it (x right, y down, z to the camera) and the share of light from all around."""
+    """A soft lamp: unit direction towards it (x right, y down, z to the camera); `ambient` is the light everywhere."""
 
     direction: tuple[float, float, float]
     ambient: float
@@ -84,8 +84,9 @@ class Light:
 class Layer:
     """A finished object at image resolution: colours already multiplied by coverage.
 
-    left, top: image pixel of the first column and row; rgb (h, w, 3) and coverage (h, w), both float32 in 0..255 and 0..1.
-    solid: (h, w) bool, the part that belongs to the object proper (a seat is drawn with its person but is not solid).
+    left, top: image pixel of the first column and row.
+    rgb, coverage: (h, w, 3) float32 0..255 and (h, w) float32 0..1.
+    solid: (h, w) bool, what belongs to the object proper (a seat is drawn with its person but is not solid).
     """
 
     left: int
@@ -151,13 +152,13 @@ class Relief:
         self._melt(window, surface(shape, self.xs[left:right], self.ys[top:bottom]), shape)
 
     def _melt(self, window: tuple[slice, slice], depth: np.ndarray, shape: Shape) -> None:
-        """Polynomial smooth maximum of the depths: w = clip(1/2 + (new - old) / 2b), z = mix(old, new, w) + b w (1-w)."""
+        """Smooth maximum: w = clip(1/2 + (new - old) / 2b, 0, 1), z = (1 - w) old + w new + b w (1 - w)."""
         old = self.depth[window]
         depth -= old
         weight = depth * np.float32(0.5 / shape.blend)
         weight += np.float32(0.5)
         np.clip(weight, 0, 1, out=weight)
-        np.copyto(self.material[window], shape.material, where=weight > np.float32(0.5))
+        np.copyto(self.material[window], np.uint8(shape.material), where=weight > np.float32(0.5))
         depth += np.float32(shape.blend)
         depth *= weight
         weight *= weight
@@ -174,7 +175,8 @@ class Relief:
     def shade(self, colours: np.ndarray, paint: dict[int, np.ndarray], light: Light, solid_below: int) -> Layer:
         """Light the surface and reduce it to image resolution.
 
-        colours: (materials, 3) RGB 0..255 by material; paint: by material, (n, 3) colours of its `points` that replace it;
+        colours: (materials, 3) RGB 0..255 by material.
+        paint: by material, (n, 3) colours of its `points`, in place of the one colour.
         solid_below: materials from this number on are scenery drawn along with the object.
         """
         index = np.flatnonzero(self.material)
@@ -219,8 +221,9 @@ def _smaller(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
 def _cone_depth(cone: Cone, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     """Depth (h, w) of the cone's front, 2 * EMPTY_DEPTH beside it.
 
-    In the image the axis runs from 0 to `length`; a pixel lies at `along` and `across` of it. Of all spheres on the axis, the
-    one in front at this pixel has its centre at along + sqrt(r^2 - across^2) * dz / |axis| (exact for equal radii).
+    In the image the axis runs from 0 to `length`; a pixel lies at `along` and `across` of it. Of all spheres on the
+    axis, the one in front at this pixel has its centre at along + sqrt(r^2 - across^2) * dz / |axis| (exact for equal
+    radii).
     """
     axis = (cone.end - cone.start).astype(float)
     length = max(math.hypot(axis[0], axis[1]), 1e-6)
@@ -267,8 +270,8 @@ def _cone_depth(cone: Cone, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 def _ellipsoid_depth(ellipsoid: Ellipsoid, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     """Depth (h, w) of the ellipsoid's front, 2 * EMPTY_DEPTH beside it.
 
-    With p' Q p = 1 and Q = F diag(1/r^2) F', depth solves Q_zz z^2 + 2 (Q_xz x + Q_yz y) z + ... = 0; its discriminant is a
-    quadratic form in x and y.
+    With p' Q p = 1 and Q = F diag(1/r^2) F', depth solves Q_zz z^2 + 2 (Q_xz x + Q_yz y) z + ... = 0; its discriminant
+    is a quadratic form in x and y.
     """
     scaled = ellipsoid.frame / ellipsoid.radii
     form = [[float((scaled[i] * scaled[j]).sum()) for j in range(3)] for i in range(3)]

@@ -87,7 +87,7 @@ def fit(
 
     Writes into the folder `out`: log.jsonl (a line per epoch and every 50 steps), last.pt (at the start, after each
     epoch, every `checkpoint_seconds`, and when the process is asked to stop) and best.pt (the epoch with the highest
-    validation score). Without `resume` a run that is in `out` is replaced.
+    validation score, of equals the last). Without `resume` a run that is in `out` is replaced.
     A run that is killed and resumed ends with the same weights, to the bit on the CPU, as one that was not. A step
     whose loss is not finite is reported and skipped.
 
@@ -269,9 +269,10 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def keep_best(self, entry: dict[str, Any], score: str) -> None:
-        """Write BEST if the epoch's score is the highest so far."""
+        """Write BEST if the epoch's score is the highest so far, of equals the later: on a small validation set a score is
+        often at its end (0 or 1) while the network still improves."""
         value = entry[score]
-        if value is None or not value > self.progress.best:
+        if value is None or not value >= self.progress.best:
             return
         self.progress.best = value
         timing = ("kind", "seconds", "images_per_s")  # without them the file is the same for every run of the recipe

@@ -23,10 +23,10 @@ class RunLog:
         comes before it. Lines that are not whole (the end of a run that was killed while it wrote) are dropped.
         """
         self.path = Path(path)
-        old = self.path.read_bytes() if resume_from is not None and self.path.exists() else b""
-        kept = [line for line in old.splitlines() if _is_before(line, resume_from)]
-        new = b"".join(line + b"\n" for line in kept)
-        if new != old or not self.path.exists():
+        old = self.path.read_bytes() if self.path.exists() else None
+        lines = [] if resume_from is None or old is None else old.splitlines()
+        new = b"".join(line + b"\n" for line in lines if _is_before(line, resume_from))
+        if new != old:
             write_atomically(self.path, new)
 
     def write(self, **entry: Any) -> None:
@@ -41,7 +41,7 @@ class RunLog:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
 
-def _is_before(line: bytes, resume_from: tuple[int, int] | None) -> bool:
+def _is_before(line: bytes, resume_from: tuple[int, int]) -> bool:
     try:
         entry = json.loads(line)
         epoch, step = entry["epoch"], entry["step"]

@@ -1,0 +1,123 @@
+"""Recipes: the published values, the learning rate of a step, and settings given as text."""
+
+import math
+import re
+
+import pytest
+
+from hrpose.data.augment import Augmentation
+from hrpose.errors import InputError
+from hrpose.train import RECIPES, Recipe, get_recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "rotation", "half_body", "epochs", "drops"),
+    [
+        ("dpn", 0.30, 40, 0.3, 140, (90, 120)),
+        ("dpn_high", 0.30, 40, 0.3, 210, (170, 200)),
+        ("simple_baseline", 0.30, 40, 0.0, 140, (90, 120)),
+        ("hrnet", 0.35, 45, 0.3, 210, (170, 200)),
+        ("hrnet_mpii", 0.25, 30, 0.0, 210, (170, 200)),
+    ],
+)
+def test_published_values(name, scale, rotation, half_body, epochs, drops):
+    recipe = get_recipe(name)
+    augmentation = recipe.augmentation
+    assert (recipe.epochs, recipe.drops, recipe.lr, recipe.drop_factor) == (epochs, drops, 1e-3, 0.1)
+    assert (augmentation.scale, augmentation.rotation_deg) == (scale, rotation)
+    assert augmentation.half_body_probability == half_body and augmentation.half_body_min_joints == 8
+    assert (augmentation.rotation_probability, augmentation.flip_probability) == (0.6, 0.5)
+    assert (recipe.schedule, recipe.warmup_steps) == ("step", 0)
+
+
+def test_unknown_recipe():
+    with pytest.raises(InputError, match=r"recipe: must be one of dpn, .*hrnet_mpii, got 'dnp'"):
+        get_recipe("dnp")
+
+
+def test_every_recipe_is_tested():
+    assert set(RECIPES) == {"dpn", "dpn_high", "simple_baseline", "hrnet", "hrnet_mpii"}
+
+
+def test_steps_of_the_learning_rate():
+    """DPN: 1e-3, from epoch 90 on 1e-4, from 120 on 1e-5, counted from 0."""
+    recipe = Recipe()
+    rates = [recipe.lr_at(epoch * 100 + last, 100) for epoch in (0, 89, 90, 119, 120, 139) for last in (0, 99)]
+    assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4)
+
+
+def test_cosine_and_warm_up():
+    recipe = Recipe(epochs=10, lr=2.0, schedule="cosine", warmup_steps=4)
+    assert [recipe.lr_at(step, 50) for step in range(4)] == pytest.approx(
+        [2 * (step + 1) / 4 * (1 + math.cos(math.pi * step / 500)) / 2 for step in range(4)]
+    )
+    assert recipe.lr_at(250, 50) == pytest.approx(1.0)
+    assert 0 < recipe.lr_at(499, 50) < 2e-4
+    stepped = Recipe(warmup_steps=10)
+    assert stepped.lr_at(4, 100) == pytest.approx(5e-4) and stepped.lr_at(9, 100) == stepped.lr_at(10, 100) == 1e-3
+
+
+def test_other_number_of_epochs_moves_the_drops():
+    assert Recipe().with_epochs(14).drops == (9, 12)
+    assert get_recipe("hrnet").with_epochs(420).drops == (340, 400)
+    assert Recipe().with_epochs(1).epochs == 1
+
+
+def test_width_of_the_targets():
+    assert Recipe().sigma_for((192, 256)) == Recipe().sigma_for((256, 256)) == 2.0
+    assert Recipe().sigma_for((288, 384)) == 3.0
+    assert Recipe(sigma=1.5).sigma_for((288, 384)) == 1.5
+
+
+def test_settings():
+    changed = Recipe().with_settings(
+        ["lr=5e-4", "drops=3,7", "batch_size=8", "sigma=2.5", "schedule=cosine", "rotation_deg=0", "seed=3"]
+    )
+    expected = Recipe(
+        lr=5e-4, drops=(3, 7), batch_size=8, sigma=2.5, schedule="cosine", seed=3,
+        augmentation=Augmentation(rotation_deg=0.0),
+    )  # fmt: skip
+    assert changed == expected
+    assert Recipe(sigma=1.0).with_settings(["sigma=none", "drops="]) == Recipe(drops=())
+    assert Recipe().with_settings([]) == Recipe()
+    assert Recipe().with_settings(["lr=1", "lr=2"]).lr == 2  # the last one counts
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr", "--set: must be NAME=VALUE, got 'lr'"),
+        ("learning_rate=1", "--set: name must be one of epochs, batch_size, lr, drops,"),
+        ("=1", "--set: name must be one of epochs"),
+        ("augmentation=1", "--set: name must be one of epochs"),
+        ("epochs=3.5", "--set: epochs must be an integer, got '3.5'"),
+        ("lr=fast", "--set: lr must be a number, got 'fast'"),
+        ("drops=3;7", "--set: drops must be integers separated by commas, got '3;7'"),
+        ("sigma=wide", "--set: sigma must be a number or none, got 'wide'"),
+        ("epochs=0", "recipe: epochs must be >= 1, got 0"),
+        ("batch_size=-4", "recipe: batch_size must be >= 1, got -4"),
+        ("lr=0", "recipe: lr must be > 0, got 0.0"),
+        ("lr=nan", "recipe: lr must be > 0, got nan"),
+        ("lr=inf", "recipe: lr must be > 0, got inf"),
+        ("drops=-1", "recipe: drops must be epochs >= 0, got (-1,)"),
+        ("drop_factor=2", "recipe: drop_factor must be in (0, 1], got 2.0"),
+        ("schedule=linear", "recipe: schedule must be step or cosine, got 'linear'"),
+        ("warmup_steps=-1", "recipe: warmup_steps must be >= 0, got -1"),
+        ("sigma=0", "recipe: sigma must be > 0, got 0.0"),
+        ("sigma=inf", "recipe: sigma must be > 0, got inf"),
+        ("precision=fp16", "recipe: precision must be auto, fp32 or bf16, got 'fp16'"),
+        ("seed=-1", "recipe: seed must be >= 0 and < 2^63, got -1"),
+        ("max_bad_steps=0", "recipe: max_bad_steps must be >= 1, got 0"),
+        ("flip_probability=1.5", "augmentation: flip_probability must be"),
+        ("rotation_deg=nan", "augmentation: rotation_deg must be"),
+    ],
+)
+def test_settings_that_are_refused(setting, message):
+    with pytest.raises(InputError, match="^" + re.escape(message)):
+        Recipe().with_settings([setting])
+
+
+def test_to_dict_is_plain_and_complete():
+    values = Recipe(sigma=2.5).to_dict()
+    augmentation = values.pop("augmentation")
+    assert Recipe(**values, augmentation=Augmentation(**augmentation)) == Recipe(sigma=2.5)
