@@ -136,7 +136,7 @@ def digest(value: Any) -> str:
         _feed(sha, value, "")
     except InputError:
         raise
-    except (RecursionError, ValueError) as error:  # from a file made by hand: endless nesting, endless integers
+    except (RecursionError, ValueError) as error:  # nesting without end, integers of thousands of digits
         raise InputError(f"holds a value out of all proportion ({type(error).__name__})") from None
     return sha.hexdigest()
 

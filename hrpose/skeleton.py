@@ -176,8 +176,9 @@ def skeleton_from_category(category: dict[str, Any], where: str) -> Skeleton:
     sigmas = category.get("sigmas")
     if sigmas is None and known:
         sigmas = known.sigmas
+    name = category.get("name")
     try:
-        skeleton = Skeleton(f"{category.get('name', 'person')}-{k}", joints, edges, pairs, sigmas)
+        skeleton = Skeleton(f"{name if isinstance(name, str) else 'person'}-{k}", joints, edges, pairs, sigmas)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     _check_namesakes(skeleton, where)

@@ -103,7 +103,7 @@ def test_a_failed_save_keeps_the_previous_checkpoint(path, checkpoint, monkeypat
     assert path.read_bytes() == before and os.listdir(path.parent) == ["c.pt"]
 
 
-# What may not be saved, because it could not be loaded ------------------------------------------------------------------
+# What may not be saved, because it could not be loaded ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def change(checkpoint, **weights):
 def test_contradictions_are_neither_written_nor_read(tmp_path, checkpoint):
     first = next(iter(checkpoint.weights))
     broken = checkpoint.weights[first].clone()
-    broken.view(-1)[3] = float("nan")
+    broken[0, 1, 2, 3] = float("nan")
     cases = [
         (dataclasses.replace(checkpoint, skeleton=LSP14), "skeleton must have 3 joints, has 14"),
         (dataclasses.replace(checkpoint, size=(64, 0)), "size: must be two positive integers"),
@@ -255,9 +255,7 @@ def test_missing_parts(tmp_path, checkpoint, key):
 @pytest.mark.parametrize("content", [{}, {"model": {}}, [1, 2], torch.zeros(3), None, 7, {"state_dict": {}}], ids=str)
 def test_foreign_content(tmp_path, content):
     torch.save(content, tmp_path / "c.pt")
-    with pytest.raises(
-        InputError, match="is not a checkpoint of hrpose; for a bare state dict use hrpose.load_weights"
-    ):
+    with pytest.raises(InputError, match="is not a checkpoint of hrpose; for a bare state dict use hrpose"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -273,35 +271,20 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=f"{name}: is (not a file written by torch.save|damaged)"):
             load_checkpoint(tmp_path / name)
-    with pytest.raises(InputError, match="missing.pt: no such file"):
+    with pytest.raises(InputError, match=r"missing\.pt: no such file"):
         load_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("value", ["deep", "self", "huge"])
-def test_values_out_of_all_proportion(tmp_path, checkpoint, value):
-    if value == "deep":
-        made = []
-        for _ in range(100_000):
-            made = [made]
-    elif value == "self":
-        made = []
-        made.append(made)
-    else:
-        made = 10**5000
-    content = {**content_of(checkpoint), "training": {"a": made}}
-    # pickled by hand: the pickler cannot go so deep, the unpickler can
-    body = pickle.dumps({key: entry for key, entry in content.items() if key not in ("model", "training")}, protocol=2)
-    nest = {
-        "deep": b"]" * 100_000 + b"a" * 99_999,
-        "self": b"]q\x63h\x63a",
-        "huge": pickle.dumps(10**5000, protocol=2)[2:-1],
-    }[value]
-    data = body[:-1] + b"X\x08\x00\x00\x00training}X\x01\x00\x00\x00a" + nest + b"ss."
-    assert data.startswith(b"\x80\x02")
-    archive(tmp_path / "c.pt", data)
-    with pytest.raises(InputError, match="c.pt: "):
+@pytest.mark.parametrize("pickled", [b"]" * 100_000 + b"a" * 99_999, b"]q\x63h\x63a"], ids=["deep", "holds itself"])
+def test_endless_nesting(tmp_path, checkpoint, pickled):
+    """Lists in lists, put together by hand, because pickle itself would fail to write them; it does read them."""
+    content = content_of(checkpoint)
+    del content["model"], content["training"]
+    training = b"X\x08\x00\x00\x00training}X\x01\x00\x00\x00a" + pickled + b"ss."
+    archive(tmp_path / "c.pt", pickle.dumps(content, protocol=2)[:-1] + training)
+    with pytest.raises(InputError, match=r"c\.pt: holds a value out of all proportion \(RecursionError\)"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -345,7 +328,7 @@ def test_a_change_behind_the_back_of_the_zip_check_sums(path, checkpoint):
     """A rewritten archive has sound CRCs; the SHA-256 of the content still tells."""
     content = torch.load(path, weights_only=True)
     first = next(iter(content["model"]))
-    content["model"][first].view(-1)[0] += 1e-6
+    content["model"][first][0, 0, 0, 0] += 1e-6
     torch.save(content, path)
     with pytest.raises(InputError, match="is damaged: its SHA-256 check sum differs"):
         load_checkpoint(path)
@@ -382,3 +365,5 @@ def test_digest_is_the_one_files_were_written_with():
 def test_message_of_a_digest_names_the_place():
     with pytest.raises(InputError, match=re.escape("a[1].b: must be a plain value or a tensor, got set")):
         digest({"a": [0, {"b": set()}]})
+    with pytest.raises(InputError, match=r"out of all proportion \(ValueError\)"):
+        digest({"a": 10**5000})

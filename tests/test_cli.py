@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def command(data, tmp_path):
     return {
         "train": train_command(data, tmp_path / "out"),
         "evaluate": ["evaluate", "--data", f"{data}/val.json", "--images", f"{data}/val", *checkpoint],
-        "predict": ["predict", f"{data}/val/51.png", *checkpoint, "--out", f"{tmp_path}/out"],
+        "predict": ["predict", *checkpoint, "--out", f"{tmp_path}/out", f"{data}/val/51.png"],
     }
 
 
@@ -123,11 +122,16 @@ def test_a_newcomers_own_joints_from_training_to_pictures(data, tmp_path, capsys
             assert picture.size == (entry["width"], entry["height"]) == (48, 48)
 
 
-def test_train_without_validation_and_from_weights(data, tmp_path, capsys):
-    assert main(train_command(data, tmp_path / "run", "--weights", f"{data}/run/last.pt", "--threads", "1")) == 0
+def test_train_without_validation_and_from_weights(data, tmp_path, capsys, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert main(train_command(data, tmp_path / "run", "--weights", f"{data}/run/last.pt", "--threads", "3")) == 0
     assert f"the network is in {tmp_path}/run/last.pt; with --val" in capsys.readouterr().out
     assert not (tmp_path / "run" / "best.pt").exists()
-    assert torch.get_num_threads() == 1
+    assert threads == [3]
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    scratch = json.loads((data / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert first["loss"] < scratch["loss"]
 
 
 def test_train_resumes_to_the_same_end(data, tmp_path, capsys, monkeypatch):
@@ -373,7 +377,8 @@ def test_mistakes(tmp_path, command, capsys, monkeypatch, name, mistake, said):
 def test_mistakes_in_files(data, tmp_path, command, capsys):
     bad = tmp_path / "bad"
     (tmp_path / "images").mkdir()
-    other = {"categories": [{"id": 1, "name": "m", "keypoints": list("abcde")}]}
+    other = broken_json() | {"categories": [{"id": 1, "name": "m", "keypoints": list("abcde")}]}
+    other = json.dumps(other).encode()
     cases = [
         ("predict", [str(bad)], b"no image", "bad"),
         ("predict", ["--checkpoint", str(bad)], b"PK\x03\x04 no checkpoint", "bad"),
@@ -383,9 +388,9 @@ def test_mistakes_in_files(data, tmp_path, command, capsys):
         ("predict", ["--boxes", str(bad)], b'{"51.png": [[1, 2, 0, 0]]}', "51.png"),
         ("predict", [f"{data}/val/52.png", "--box", "1,2,3,4"], b"", "--box: goes with one image, got 2"),
         ("predict", [f"{tmp_path}/images"], b"", "holds no image files"),
-        ("evaluate", ["--data", str(bad)], json.dumps(broken_json() | other).encode(), "was trained for the joints of"),
+        ("evaluate", ["--data", str(bad)], other, "was trained for the joints of"),
         ("evaluate", ["--boxes", str(bad)], b'[{"image_id": 51}]', "entry 0"),
-        ("train", ["--val", str(bad), "--val-images", f"{data}/val"], json.dumps(broken_json() | other).encode(), "--val"),
+        ("train", ["--val", str(bad), "--val-images", f"{data}/val"], other, "--val"),
         ("train", ["--weights", str(bad)], b"PK\x03\x04", "bad"),
     ]  # fmt: skip
     for name, mistake, content, said in cases:
@@ -487,7 +492,7 @@ def test_as_a_program_and_into_a_closed_pipe():
 def test_sigterm_and_kill_9_of_a_training_program(data, tmp_path):
     """Stopped, killed and resumed, the program ends with what a run in one go has."""
     out = tmp_path / "run"
-    many = ["--epochs", "60", "--checkpoint-seconds", "0"]
+    many = ["--epochs", "16"]
     program = [sys.executable, "-m", "hrpose", *train_command(data, out, *many)]
 
     def start(*more: str) -> subprocess.Popen[str]:
@@ -511,11 +516,9 @@ def test_sigterm_and_kill_9_of_a_training_program(data, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     epoch = load_checkpoint(out / "last.pt").training["progress"]["epoch"]
-    assert 0 < epoch < 60
+    assert 0 < epoch < 16
 
-    started = time.monotonic()
     assert main([*train_command(data, out, *many), "--resume", "--threads", "1"]) == 0
-    assert main([*train_command(data, tmp_path / "whole", *many[:2]), "--threads", "1"]) == 0
-    assert time.monotonic() - started < 60
+    assert main([*train_command(data, tmp_path / "whole", *many), "--threads", "1"]) == 0
     ended, expected = load_checkpoint(out / "last.pt"), load_checkpoint(tmp_path / "whole" / "last.pt")
     assert digest([ended.weights, ended.training]) == digest([expected.weights, expected.training])

@@ -14,7 +14,9 @@ TEXT = README.read_text(encoding="utf-8")
 
 
 def test_table_of_networks_holds_the_computed_and_the_printed_figures():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| dpn")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| dpn")
+    ]
     computed = published.table()
     assert len(rows) == len(computed)
     for cells, row in zip(rows, computed, strict=True):

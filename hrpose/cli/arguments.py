@@ -18,7 +18,7 @@ from hrpose.skeleton import Skeleton
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME", help="network by name (see `hrpose models`)")
+    parser.add_argument("--model", metavar="NAME", help="network by name, see `hrpose models` (default dpn4_32)")
     parser.add_argument(
         "--option",
         action="append",
@@ -26,12 +26,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="option of the network, e.g. dilation=reversed",
     )
-    parser.add_argument(
-        "--width", type=int, metavar="PX", help="of the network's input (default: the checkpoint's, 192)"
-    )
-    parser.add_argument(
-        "--height", type=int, metavar="PX", help="of the network's input (default: the checkpoint's, 256)"
-    )
+    default = "of the network's input (default {}, with a hrpose checkpoint what it was trained with)"
+    parser.add_argument("--width", type=int, metavar="PX", help=default.format(192))
+    parser.add_argument("--height", type=int, metavar="PX", help=default.format(256))
 
 
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:

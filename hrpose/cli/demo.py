@@ -27,6 +27,7 @@ from hrpose.infer.evaluate import evaluate
 from hrpose.infer.predictor import Predictor
 from hrpose.infer.protocol import Protocol
 from hrpose.models import create_model
+from hrpose.synth import SceneOptions, write_dataset
 from hrpose.train.fit import BEST, LAST, fit, resolve_precision
 from hrpose.train.recipe import Recipe
 from hrpose.viz import contact_sheet, draw_poses
@@ -35,7 +36,8 @@ from hrpose.viz import contact_sheet, draw_poses
 MODEL = "dpn1_32"
 SIZE = (96, 128)
 TRAIN_SCENES, VAL_SCENES, SHOWN = 1600, 160, 8
-EPOCHS = 12
+SCENES = SceneOptions(width=256, height=256, max_people=1, difficulty=0.3, size_range=(0.5, 0.95))
+EPOCHS = 15
 
 
 def demo_recipe(epochs: int, seed: int, device: torch.device) -> Recipe:
@@ -108,9 +110,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _scenes(root: Path, split: str, count: int, seed: int, start: int) -> Annotations:
-    from hrpose.synth import SceneOptions, write_dataset
-
-    SCENES = SceneOptions(width=256, height=256, max_people=1, difficulty=0.3)
     with tqdm(total=count, desc=f"drawing {split}", unit="scene", disable=None, leave=False) as bar:
         path = write_dataset(root, split, count, seed, SCENES, start=start, progress=bar.update)
     annotations = load_annotations(path)

@@ -25,7 +25,7 @@ from hrpose.cli.arguments import (
 )
 from hrpose.data.coco import Annotations, check_images, load_annotations
 from hrpose.data.dataset import PoseDataset
-from hrpose.errors import check
+from hrpose.errors import InputError, check
 from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
 from hrpose.infer.protocol import Protocol, check_model
@@ -46,7 +46,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--recipe", default="dpn", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default dpn)")
     parser.add_argument("--epochs", type=int, metavar="N", help="shorten or stretch the recipe, drops in proportion")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a value of the recipe, e.g. lr=5e-4"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a value of the recipe, e.g. lr=5e-4; an unknown name lists all",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument(
@@ -73,13 +77,12 @@ def run(options: argparse.Namespace) -> None:
     device, size, out = device_from(options), size_from(options), Path(options.out)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
     check_output_folder(out, "--out")
+    if options.resume:
+        check((out / LAST).is_file(), "--resume", f"{out} holds no run ({LAST}); without --resume a new one is started")
     held = [name for name in (LAST, BEST) if (out / name).exists()]
-    free = options.resume or not held
-    check(
-        free,
-        "--out",
-        f"{out} holds a run already ({' '.join(held)}); --resume goes on with it, another folder starts anew",
-    )
+    if held and not options.resume:
+        advice = "--resume goes on with it, another folder starts anew"
+        raise InputError(f"--out: {out} holds a run already ({' '.join(held)}); {advice}")
 
     annotations = load_annotations(options.data)
     check_images((p.file_name for p in annotations.persons), options.images)

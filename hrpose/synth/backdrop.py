@@ -170,7 +170,7 @@ def _park(rng: Generator, canvas: Canvas, horizon: float, difficulty: float) -> 
         canvas.polygon([(far - 0.012, horizon), (far + 0.012, horizon), (near + 0.3, 1), (near - 0.3, 1)], path)
     for _ in range(_how_many(rng, 14 * difficulty)):
         foot = horizon + rng.uniform(0, 0.05)
-        _distant_tree(rng, canvas, rng.uniform(0, 1), foot, rng.uniform(0.12, 0.38), vary(rng, leaf, 0.06))
+        _distant_tree(rng, canvas, rng.uniform(0, 1), foot, rng.uniform(0.12, 0.38), vary(rng, leaf, 0.08))
     petals = vary(rng, rgb_of(pick(rng, GARMENT_TONES)), 0.05)
     for _ in range(_how_many(rng, 60 * difficulty)):
         near = rng.random()

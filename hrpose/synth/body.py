@@ -38,7 +38,7 @@ SEGMENT_SPREAD = 0.06  # each segment's share varies by up to this much; left an
 HEAD_RADII_SHARE = np.array([0.052, 0.070, 0.059])
 # Facial keypoints on the unit sphere that the head ellipsoid is an image of: right-left, down, forward.
 EYE_ON_HEAD = np.array([0.36, -0.04, 0.93])
-EAR_ON_HEAD = np.array([0.96, 0.04, -0.10])
+EAR_ON_HEAD = np.array([1.02, 0.04, -0.06])
 NOSE_ON_HEAD = np.array([0.0, 0.24, 1.03])
 
 # Degrees. Flexion swings a limb forward, abduction away from the body, negative twist turns the elbow crease inwards.

@@ -41,7 +41,7 @@ def write_dataset(
     Returns: path of the JSON.
     Raises: InputError on invalid arguments, or if other files are in the way.
     """
-    options = options or SceneOptions()
+    options = SceneOptions() if options is None else options
     root = Path(root)
     _check_arguments(split, count, seed, options, start)
     info = {"description": "hrpose drawn people", "generator": GENERATOR, "version": VERSION, "seed": int(seed)}
@@ -130,7 +130,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_image(path: Path, content: bytes) -> None:
-    """Plainly, not atomically: flushing each image to the disk takes longer than drawing it, and the JSON comes last."""
+    """Plainly, not atomically: flushing each to the disk takes longer than drawing it, and the JSON comes last."""
     try:
         path.write_bytes(content)
     except OSError as error:

@@ -51,7 +51,7 @@ CLOTH = 1.10  # loose cloth over the limb's radius
 
 # How far, as a share of height, the surface may lie before the joint's centre for the keypoint to count as visible.
 # About the flesh over the joint, times 1.5 for seams where shapes melt together; facial points lie on the surface.
-FLESH_SHARE = {"eye": 0.012, "ear": 0.020, "nose": 0.012, "shoulder": 0.062, "elbow": 0.042, "wrist": 0.034}
+FLESH_SHARE = {"eye": 0.012, "ear": 0.024, "nose": 0.012, "shoulder": 0.062, "elbow": 0.042, "wrist": 0.034}
 FLESH_SHARE |= {"hip": 0.095, "knee": 0.058, "ankle": 0.055}
 
 
@@ -84,8 +84,9 @@ def pick(rng: Generator, items: tuple):
 
 
 def vary(rng: Generator, colour: np.ndarray, spread: float) -> np.ndarray:
-    """The colour a little darker or lighter and shifted in hue, by about `spread` of its value."""
-    return np.clip(colour * (1 + rng.normal(0, spread)) * (1 + rng.normal(0, spread / 3, 3)), 8, 250)
+    """The colour a little darker or lighter and shifted in hue, by at most twice `spread` of its value."""
+    brightness, hue = rng.uniform(-1.5, 1.5), rng.uniform(-0.5, 0.5, 3)
+    return np.clip(colour * (1 + spread * brightness) * (1 + spread * hue), 8, 250)
 
 
 def sample_outfit(rng: Generator) -> Outfit:

@@ -6,6 +6,7 @@ material: z(x, y) in metres towards the camera. Normals are taken from the finis
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,7 @@ class Cone:
     blend: float = 0.010  # metres over which the surface melts into what it meets
     open_end: bool = False  # without the cap at `end`, as a sleeve
 
+    @cached_property
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner, each (3,) metres."""
         return (
@@ -44,6 +46,7 @@ class Ellipsoid:
     material: int
     blend: float = 0.010
 
+    @cached_property
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner, each (3,) metres."""
         reach = np.sqrt(((self.frame * self.radii) ** 2).sum(1))
@@ -55,7 +58,7 @@ Shape = Cone | Ellipsoid
 
 def extent_of(shapes: list[Shape]) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest corner of all shapes together, each (3,) metres."""
-    corners = [shape.extent() for shape in shapes]
+    corners = [shape.extent for shape in shapes]
     return np.min([low for low, _ in corners], 0), np.max([high for _, high in corners], 0)
 
 
@@ -138,7 +141,7 @@ class Relief:
         return float(self.depth[row, column])
 
     def _add(self, shape: Shape) -> None:
-        low, high = shape.extent()
+        low, high = shape.extent
         # first and past-the-last sample inside the extent, never on the spare border
         columns, rows = len(self.xs) - SPARE_BORDER, len(self.ys) - SPARE_BORDER
         left = max(math.ceil((low[0] - self.x_first) / self.step), SPARE_BORDER)

@@ -25,6 +25,7 @@ NOBODY, PROP = -1, -2  # in the owner map, besides a person's number >= 0
 MIN_AREA_SHARE = 0.001  # of the image
 MIN_VISIBLE_SHARE = 0.25  # of what there is of the person within the image
 MIN_LABELLED = 5  # keypoints inside the image
+MIN_HEIGHT_PX = 16  # of a standing person; below, arms and legs are thinner than half a pixel and vanish
 FRAME_MARGIN = 0.02  # of the image's width and height, around a person that is to be seen whole
 MOST_PROPS = 5  # at difficulty 1
 CUT_OFF_SHARE = 0.3  # of people reach over the edge of the image at difficulty 1
@@ -35,15 +36,15 @@ class SceneOptions:
     """What the pictures look like; validated when made.
 
     Args:
-        width, height: of the image in pixels, 32..4096.
+        width, height: of the image in pixels, 64..4096.
         max_people:    1 to this many people per image, all equally likely; at most 16.
         difficulty:    0: an empty studio and whole, upright people who about face the camera. 1: furnished places, all
                        poses and directions, things and people in front of each other, people cut off by the image's
                        edge, noise.
         supersample:   samples per pixel and direction, 1..4; 1 is quick and jagged.
         size_range:    least and greatest height of a standing person as shares of the image's height,
-                       0 < least <= greatest <= 1; sitting people are smaller, as in life, and who would not fit is made
-                       smaller.
+                       0 < least <= greatest <= 1, and 16 pixels or more; sitting people are smaller, as in life, and
+                       who would not fit is made smaller.
     Raises: InputError naming the field.
     """
 
@@ -55,8 +56,8 @@ class SceneOptions:
     size_range: tuple[float, float] = (0.35, 0.95)
 
     def __post_init__(self) -> None:
-        self._check_integer("width", 32, 4096)
-        self._check_integer("height", 32, 4096)
+        self._check_integer("width", 64, 4096)
+        self._check_integer("height", 64, 4096)
         self._check_integer("max_people", 1, MAX_PEOPLE)
         self._check_integer("supersample", 1, 4)
         difficulty = self.difficulty
@@ -67,6 +68,8 @@ class SceneOptions:
         valid = valid and 0 < sizes[0] <= sizes[1] <= 1
         rule = "size_range must be (least, greatest) with 0 < least <= greatest <= 1"
         check(valid, "scene options", f"{rule}, got {shown(sizes)}")
+        least = f"size_range must start at {MIN_HEIGHT_PX} pixels of the height {self.height} or more"
+        check(sizes[0] * self.height >= MIN_HEIGHT_PX, "scene options", f"{least}, got {shown(sizes)}")
         object.__setattr__(self, "difficulty", float(difficulty))
         object.__setattr__(self, "size_range", (float(sizes[0]), float(sizes[1])))
 
@@ -136,7 +139,7 @@ def render_scene(seed: int, index: int, options: SceneOptions | None = None) -> 
 
 def compose_scene(seed: int, index: int, options: SceneOptions | None = None) -> Scene:
     """`render_scene` with the masks and 3-D bodies behind the annotations."""
-    options = options or SceneOptions()
+    options = SceneOptions() if options is None else options
     check(isinstance(options, SceneOptions), "scene", f"options must be SceneOptions, got {shown(options)}")
     for name, value in (("seed", seed), ("index", index)):
         valid = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0

@@ -113,16 +113,16 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
     run = _Run(model, data, recipe, out, optimizer, Progress(), report, _fingerprint(data))
     progress = run.progress
-    for part in out.glob(".*.pt.*.part"):  # what a process that was killed while it saved has left
+    for part in out.glob(".*.part"):  # what a process that was killed while it saved has left
         part.unlink(missing_ok=True)
     if resume:
         run.restore()
+    else:
+        (out / BEST).unlink(missing_ok=True)  # of another run
+        run.save()  # a run without room for its checkpoint shall not find that out in an hour
     log = RunLog(out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
-    elif not resume:
-        (out / BEST).unlink(missing_ok=True)  # of another run
-        run.save()  # a run without room for its checkpoint shall not find that out in an hour
 
     with _StopRequest() as stop, dead_worker_as_input_error():
         while progress.epoch < recipe.epochs:
@@ -269,8 +269,8 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def keep_best(self, entry: dict[str, Any], score: str) -> None:
-        """Write BEST if the epoch's score is the highest so far, of equals the later: on a small validation set a score is
-        often at its end (0 or 1) while the network still improves."""
+        """Write BEST if the epoch's score is the highest so far, of equals the later: on a small validation set a score
+        is often at its end (0 or 1) while the network still improves."""
         value = entry[score]
         if value is None or not value >= self.progress.best:
             return
