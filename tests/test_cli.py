@@ -482,6 +482,7 @@ def test_as_a_program_and_into_a_closed_pipe():
     program = [sys.executable, "-m", "hrpose", "models", "--json"]
     done = subprocess.run(program, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0 and done.stderr == "" and len(json.loads(done.stdout)) > 8
+    program[3:] = ["doctor"]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=120)

@@ -76,7 +76,7 @@ class DPN(nn.Module):
         _check_count("modules", modules)
         _check_choice("width", width, (64, 32))
         _check_choice("resolution", resolution, ("medium", "high"))
-        _check_choice("upsample", upsample, ("conv1x1", "plain"))
+        _check_choice("upsample", upsample, ("conv1x1", "plain", "conv1x1_bilinear"))
         _check_choice("final_upsample", final_upsample, (2, 1))
         check(
             final_upsample == 2 or resolution == "high",
@@ -101,10 +101,10 @@ class DPN(nn.Module):
             self.reduce = conv_bn(256, trunk, 1, stride=stride)
         self.dpm = nn.Sequential(*(DilationPyramidModule(width, dilation) for _ in range(modules)))
         if upsample == "conv1x1":
-            self.upsample = conv_bn(trunk, trunk, 1, relu=False)
-            self.upsample.append(nn.Upsample(scale_factor=final_upsample, mode="nearest"))
+            resize: nn.Module = nn.Upsample(scale_factor=final_upsample, mode="nearest")
         else:
-            self.upsample = nn.Upsample(scale_factor=final_upsample, mode="bilinear", align_corners=False)
+            resize = nn.Upsample(scale_factor=final_upsample, mode="bilinear", align_corners=False)
+        self.upsample = resize if upsample == "plain" else conv_bn(trunk, trunk, 1, relu=False).append(resize)
         self.heatmap = nn.Conv2d(trunk, num_keypoints, 1)
         initialise(self, head=self.heatmap)
 

@@ -230,7 +230,7 @@ def test_nan_weights_are_refused_with_the_image_and_the_box(photo):
 
 
 def hammer(predictor: Predictor, photo: np.ndarray, calls: int) -> None:
-    boxes = [[[float(i), 3.0, 30.0, 40.0 - i], [10.0, float(i), 50.0, 20.0]] for i in range(calls)]
+    boxes = [[[float(i % 50), 3.0, 30.0, 10.0 + i], [10.0, float(i % 40), 50.0, 20.0]] for i in range(calls)]
     serial = [predictor(photo, some) for some in boxes]
     wrong: list[int] = []
 
