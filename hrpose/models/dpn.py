@@ -54,8 +54,11 @@ class DPN(nn.Module):
         width: C of the modules, 64 or 32; 64 has the stage conv2, 32 goes from conv1 straight to the reduction.
         dilation: "pyramid", "reversed" or an integer, see `dilations`.
         resolution: of the modules' maps: "medium" is 1/8 of the image, "high" 1/4 (Table IV).
-        upsample: "conv1x1": 1x1 convolution, batch norm, nearest x2, the unit of HRNet, with which all printed
-            parameter and FLOP figures come out; "plain": bilinear x2, Table I to the letter.
+        upsample: "conv1x1": 1x1 convolution, batch norm, x2, HRNet's unit, with which all printed parameter and FLOP
+            figures come out; "plain": x2 alone, Table I to the letter.
+        interpolation: of the x2, "bilinear" or "nearest". The paper does not say which, and both cost the same. HRNet's
+            unit is nearest, but there 3x3 convolutions follow it; here only a 1x1 does, so every 2x2 pixels of a
+            nearest heatmap are equal, and arg-max and quarter offset see a map of half the size.
         final_upsample: 2, or 1 to leave the maps at the modules' resolution; 1 needs resolution="high".
     Raises: InputError for a value outside these.
     """
@@ -69,6 +72,7 @@ class DPN(nn.Module):
         dilation: str | int = "pyramid",
         resolution: str = "medium",
         upsample: str = "conv1x1",
+        interpolation: str = "bilinear",
         final_upsample: int = 2,
     ):
         super().__init__()
@@ -76,7 +80,8 @@ class DPN(nn.Module):
         _check_count("modules", modules)
         _check_choice("width", width, (64, 32))
         _check_choice("resolution", resolution, ("medium", "high"))
-        _check_choice("upsample", upsample, ("conv1x1", "plain", "conv1x1_bilinear"))
+        _check_choice("upsample", upsample, ("conv1x1", "plain"))
+        _check_choice("interpolation", interpolation, ("bilinear", "nearest"))
         _check_choice("final_upsample", final_upsample, (2, 1))
         check(
             final_upsample == 2 or resolution == "high",
@@ -100,10 +105,7 @@ class DPN(nn.Module):
             self.conv2 = nn.Identity()
             self.reduce = conv_bn(256, trunk, 1, stride=stride)
         self.dpm = nn.Sequential(*(DilationPyramidModule(width, dilation) for _ in range(modules)))
-        if upsample == "conv1x1":
-            resize: nn.Module = nn.Upsample(scale_factor=final_upsample, mode="nearest")
-        else:
-            resize = nn.Upsample(scale_factor=final_upsample, mode="bilinear", align_corners=False)
+        resize = nn.Upsample(scale_factor=final_upsample, mode=interpolation)
         self.upsample = resize if upsample == "plain" else conv_bn(trunk, trunk, 1, relu=False).append(resize)
         self.heatmap = nn.Conv2d(trunk, num_keypoints, 1)
         initialise(self, head=self.heatmap)
