@@ -1,6 +1,6 @@
 """decode and crop against what one would use without them; `python benchmarks/ops.py [--threads N]` prints a table.
 
-OpenCV's row needs `pip install 'opencv-python-headless<5'`. Results are checked against the reference before they are timed.
+OpenCV's row needs `pip install 'opencv-python-headless<5'`. Results are checked before they are timed.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     torch.set_num_threads(parser.parse_args().threads)
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {_ext.isa()}, {torch.get_num_threads()} threads"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {_ext.isa()}, {torch.get_num_threads()} threads")
     print(f"| {'op':<28} | {'with':<20} | median ms | p10       | p90       | slower  |\n|---|---|---|---|---|---|")
     for n in (1, 16, 64, 256):
         show(f"decode, flip, {n}x17x64x48", bench_decode(n))

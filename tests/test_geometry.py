@@ -82,6 +82,13 @@ def test_rotation_equals_the_official_construction_and_the_closed_form(rng, angl
         assert found.numpy() @ [*src, 1] == pytest.approx(dst, abs=1e-9)
 
 
+def test_single_precision_arguments_are_computed_in_double():
+    args = torch.tensor([[100.7, 50.3]]), torch.tensor([123.4]), torch.tensor([30.0])
+    found = geometry.region_transform(*args, (192, 256))
+    assert found.dtype == torch.float64
+    assert torch.equal(found, geometry.region_transform(*(a.double() for a in args), (192, 256)))
+
+
 def test_one_box_by_hand():
     """A box of 96x128 at (100, 200) is padded to 120x160, of which the input shows each pixel 1.6 times."""
     matrix = geometry.crop_transforms([[100, 200, 96, 128]], (192, 256))[0]

@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -328,6 +327,14 @@ def test_postscript_is_not_handed_to_an_interpreter(tmp_path, rgb, monkeypatch):
     refuse(path, "is PostScript, which is not read")
 
 
+def test_the_reason_is_told_in_one_line(tmp_path, rgb, monkeypatch):
+    def fail(image, where):
+        raise SyntaxError("broken\n  in two lines")
+
+    monkeypatch.setattr(image_module, "to_rgb", fail)
+    refuse(saved(tmp_path, rgb, "a.png"), r"is damaged or not supported \(broken in two lines\)$")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_float_pixels_that_are_not_finite(tmp_path, value):
     pixels = np.ones((4, 4), np.float32)
@@ -409,16 +416,18 @@ def test_threads_leave_the_warning_filters_as_they_were(tmp_path, rgb):
 
 
 def test_overlapping_readers_leave_the_warning_filters_as_they_were(tmp_path, rgb, monkeypatch):
-    """The same by force: the first reader to come in is the first to go out, while the second is inside."""
+    """The same by force: the first reader to come in is the first to go out; the second stays quiet."""
     path, before = saved(tmp_path, rgb, "picture.png"), list(warnings.filters)
     first_is_in, second_is_in = threading.Event(), threading.Event()
-    order = []
+    order, quiet = [], []
 
     def slow(image, where):
         name = threading.current_thread().name
         (first_is_in if name == "first" else second_is_in).set()
         assert second_is_in.wait(10)
-        time.sleep(0.2 if name == "second" else 0)
+        if name == "second":
+            threads[0].join(10)
+            quiet.append(warnings.filters != before)
         order.append(name)
         return to_rgb(image, where)
 
@@ -429,7 +438,7 @@ def test_overlapping_readers_leave_the_warning_filters_as_they_were(tmp_path, rg
     threads[1].start()
     for thread in threads:
         thread.join()
-    assert order == ["first", "second"] and warnings.filters == before
+    assert order == ["first", "second"] and quiet == [True] and warnings.filters == before
 
 
 def mutated(content, rng):

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from hrpose.cli import demo, doctor, evaluate, models, predict, train
-    from hrpose.train.fit import Interrupted
+    from hrpose.train.stop import Interrupted
 
     parser = argparse.ArgumentParser(prog="hrpose", description="Human pose estimation: train, evaluate, predict.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

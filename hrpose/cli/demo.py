@@ -28,8 +28,9 @@ from hrpose.infer.predictor import Predictor
 from hrpose.infer.protocol import Protocol
 from hrpose.models import create_model
 from hrpose.synth import SceneOptions, write_dataset
-from hrpose.train.fit import BEST, LAST, fit, resolve_precision
+from hrpose.train.fit import BEST, LAST, fit
 from hrpose.train.recipe import Recipe
+from hrpose.train.step import resolve_precision
 from hrpose.viz import contact_sheet, draw_poses
 
 # Chosen so that two cores of 2024 train for about two minutes and the picture is worth looking at.
@@ -56,8 +57,12 @@ def demo_recipe(epochs: int, seed: int, device: torch.device) -> Recipe:
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("demo", help="draw people, train a small network on them, score it, show the result")
-    parser.add_argument("--out", default="hrpose-demo", metavar="DIR", help="folder for everything (default hrpose-demo)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"passes over the data (default {EPOCHS})")
+    parser.add_argument(
+        "--out", default="hrpose-demo", metavar="DIR", help="folder for everything (default hrpose-demo)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, metavar="N", help=f"passes over the data (default {EPOCHS})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the pictures, the weights and the order")
     add_device_flag(parser)
     parser.set_defaults(run=run)
@@ -75,18 +80,19 @@ def run(options: argparse.Namespace) -> None:
     recipe = demo_recipe(options.epochs, options.seed, device)
     torch.manual_seed(recipe.seed)
     model = create_model(MODEL)
-    data = PoseDataset(
-        train_data.persons, out / "data" / "train", SIZE, train_data.skeleton, recipe.augmentation, recipe.seed
-    )
+    images, val_images = out / "data" / "train", out / "data" / "val"
+    data = PoseDataset(train_data.persons, images, SIZE, train_data.skeleton, recipe.augmentation, recipe.seed)
     run_folder, resume = out / "run", (out / "run" / LAST).exists()
-    print(f"training {MODEL} on {len(data)} persons, input {SIZE[0]}x{SIZE[1]}, {recipe.precision}, {device}", flush=True)
+    print(
+        f"training {MODEL} on {len(data)} persons, input {SIZE[0]}x{SIZE[1]}, {recipe.precision}, {device}", flush=True
+    )
     quick = Protocol(flip=False)
     history = fit(
         model,
         data,
         recipe,
         run_folder,
-        validate=lambda network: evaluate(network, val_data, out / "data" / "val", SIZE, protocol=quick).metrics,
+        validate=lambda network: evaluate(network, val_data, val_images, SIZE, protocol=quick).metrics,
         device=device,
         workers=default_workers(),
         resume=resume,
@@ -95,9 +101,9 @@ def run(options: argparse.Namespace) -> None:
     trained = time.monotonic()
 
     predictor = Predictor(run_folder / BEST, device=device)
-    found = evaluate(predictor.model, val_data, out / "data" / "val", SIZE)
+    found = evaluate(predictor.model, val_data, val_images, SIZE)
     save_results(found.results, out / "results.json")
-    picture = _picture(predictor, val_data, out / "data" / "val")
+    picture = _picture(predictor, val_data, val_images)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)
     write_atomically(out / "poses.jpg", buffer.getvalue())
@@ -140,13 +146,9 @@ def _report(
     seconds: dict[str, float],
     resumed: bool,
 ) -> str:
-    rows = "\n".join(
-        f"| {e['epoch'] + 1} | {e['loss']:.6f} | {100 * (e['AP'] or 0):.1f} | {100 * e['PCK@0.2']:.1f} "
-        f"| {e['images_per_s'] or '-'} |"
-        for e in history
-    )
+    rows = "\n".join(_row(entry) for entry in history)
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    again = "\nThe training had been started before and was resumed; the times are of this run alone.\n" if resumed else ""
+    again = "\nThe training was resumed; the times are of the last start alone.\n" if resumed else ""
     return f"""# hrpose demo
 
 Drawn people, no download: {TRAIN_SCENES} scenes to train on, {VAL_SCENES} others to score on. {MODEL}, input
@@ -176,3 +178,9 @@ Times: {times}.
 
 {format_diagnosis(diagnose())}
 """.replace("\n\n\n", "\n\n")
+
+
+def _row(entry: dict[str, Any]) -> str:
+    cells = [str(entry["epoch"] + 1), "-" if entry["loss"] is None else f"{entry['loss']:.6f}"]
+    cells += ["-" if entry[name] is None else f"{100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2")]
+    return f"| {' | '.join(cells)} | {entry['images_per_s'] or '-'} |"

@@ -13,7 +13,7 @@ import torch
 
 import hrpose
 from hrpose.ops import _ext
-from hrpose.train.fit import resolve_precision
+from hrpose.train.step import resolve_precision
 from hrpose.train.threads import slowdown_of_threads
 
 PACKAGES = ("torch", "numpy", "pillow", "pycocotools", "tqdm")

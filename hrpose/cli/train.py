@@ -30,8 +30,9 @@ from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
 from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
-from hrpose.train.fit import BEST, LAST, fit, resolve_precision
+from hrpose.train.fit import BEST, LAST, fit
 from hrpose.train.recipe import RECIPES, get_recipe
+from hrpose.train.step import resolve_precision
 
 
 def add_parser(commands: Any) -> None:

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 from hrpose import ops
 from hrpose.data.coco import Annotations, Person, check_images
 from hrpose.data.dataset import MEAN, STD
+from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError
 from hrpose.eval.coco import coco_metrics, results_from_predictions
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
 from hrpose.image import read_image
-from hrpose.infer.loading import dead_worker_as_input_error, load
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 
 GROUND_TRUTH = "ground-truth"

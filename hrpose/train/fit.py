@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +16,18 @@ from tqdm import tqdm
 
 from hrpose.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
 from hrpose.data.dataset import EpochBatches, PoseDataset, Sample, collate
-from hrpose.data.targets import gaussian_targets
+from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError, check
-from hrpose.infer.loading import dead_worker_as_input_error, load
 from hrpose.infer.protocol import check_model
 from hrpose.train.log import RunLog
-from hrpose.train.loss import heatmap_mse
 from hrpose.train.recipe import Recipe
+from hrpose.train.step import BufferCopy, resolve_precision, train_step
+from hrpose.train.stop import Interrupted, StopRequest
 from hrpose.train.threads import slowdown_of_threads
 
 LAST, BEST = "last.pt", "best.pt"
 _LOG_EVERY = 50  # steps
 _THREADS_CHECKED_AFTER = 10  # steps of this process: the loading processes are busy by then
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop by a signal (SIGTERM, SIGINT, SIGHUP) and its checkpoint is written.
-
-    Like KeyboardInterrupt no Exception: it may be raised by a signal within code that catches those.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number  # what a shell reports for a process that died of the signal
 
 
 class Diverged(InputError):
@@ -124,7 +110,7 @@ def fit(
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
 
-    with _StopRequest() as stop, dead_worker_as_input_error():
+    with StopRequest() as stop, dead_worker_as_input_error():
         while progress.epoch < recipe.epochs:
             _train_epoch(run, log, stop, device, bf16, workers, checkpoint_seconds)
             entry = run.epoch_entry()
@@ -142,80 +128,6 @@ def fit(
             if stop.signal and progress.epoch < recipe.epochs:
                 raise Interrupted(f"stopped after epoch {progress.epoch}", stop.signal)
     return [entry for entry in log.entries() if entry["kind"] == "epoch"]
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Sample,
-    sigma: float,
-    device: torch.device,
-    bf16: bool,
-    statistics: BufferCopy | None = None,
-) -> float:
-    """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss, NaN if it was
-    skipped.
-
-    If the loss or a gradient is not finite nothing is updated, the running statistics of batch norm included: one such
-    step would otherwise make every weight NaN. `statistics` is the place to keep these meanwhile, for use in many
-    steps.
-    """
-    statistics = statistics or BufferCopy(model)
-    statistics.take()
-    images = batch.image.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        heatmaps = model(images)
-    height, width = heatmaps.shape[2:]
-    stride = images.shape[3] / width
-    targets, weights = gaussian_targets(
-        batch.joints.to(device), batch.visible.to(device), (width, height), sigma, stride
-    )
-    loss = heatmap_mse(heatmaps, targets, weights)
-    optimizer.zero_grad()
-    loss.backward()
-    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if torch.isfinite(loss.detach() + torch.stack(norms).sum()):
-        optimizer.step()
-        return float(loss.detach())
-    statistics.put_back()
-    return float("nan")
-
-
-class BufferCopy:
-    """A copy of a model's buffers, made and put back in one call per type: one by one, hundreds of small tensors would
-    cost a GPU more than a small network's layers do."""
-
-    def __init__(self, model: nn.Module) -> None:
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        self._pairs = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_type.values()]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        for buffers, copies in self._pairs:
-            torch._foreach_copy_(copies, buffers)
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for buffers, copies in self._pairs:
-            torch._foreach_copy_(buffers, copies)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means here: bf16 where the device multiplies it faster than fp32, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        return any(getattr(torch.cpu, name)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    except (AttributeError, RuntimeError):  # private functions of torch, which may go
-        return False
 
 
 @dataclass
@@ -303,7 +215,7 @@ class _Run:
 def _train_epoch(
     run: _Run,
     log: RunLog,
-    stop: _StopRequest,
+    stop: StopRequest,
     device: torch.device,
     bf16: bool,
     workers: int,
@@ -407,52 +319,3 @@ def _line(entry: dict[str, Any], recipe: Recipe) -> str:
         parts.append(f"{entry['images_per_s']:.0f} images/s")
     parts += [f"{name} {100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2") if entry.get(name) is not None]
     return ", ".join(parts)
-
-
-class _StopRequest:
-    """Notes SIGTERM, SIGINT and SIGHUP instead of dying of them, so that the step in progress is finished and saved.
-
-    A second signal does what it would have done without us. Signals that this process was started to ignore (nohup)
-    stay ignored.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._at_once: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-            for number in numbers:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    @contextmanager
-    def at_once(self, when: str) -> Iterator[None]:
-        """Where nothing is lost by it, a signal raises Interrupted on the spot."""
-        self._at_once = when
-        try:
-            self._raise_if_asked()
-            yield
-            self._raise_if_asked()  # Python drops what a handler raises within __del__
-        finally:
-            self._at_once = None
-
-    def _raise_if_asked(self) -> None:
-        if self.signal:
-            raise Interrupted(f"stopped {self._at_once}", self.signal)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.signal = number
-        self._restore()
-        if self._at_once:
-            self._raise_if_asked()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._restore()

@@ -23,8 +23,10 @@ from hrpose.errors import InputError
 from hrpose.infer.protocol import Protocol, estimate
 from hrpose.models import create_model
 from hrpose.skeleton import Skeleton
-from hrpose.train.fit import BEST, LAST, BufferCopy, Diverged, Interrupted, Progress, fit, train_step
+from hrpose.train.fit import BEST, LAST, Diverged, Progress, fit
 from hrpose.train.recipe import Recipe
+from hrpose.train.step import BufferCopy, train_step
+from hrpose.train.stop import Interrupted
 from hrpose.train.threads import slowdown_of_threads
 
 LOOP = sys.modules[fit.__module__]  # `hrpose.train.fit` written out is the function

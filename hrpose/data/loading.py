@@ -20,8 +20,7 @@ def load(data: Dataset[Any], workers: int, collate: Callable[[list[Any]], Any] |
     The global random generator is left alone (a loader draws its workers' seed from there by default, which would make
     a resumed run differ from one that was not stopped). Workers leave SIGINT, SIGTERM and SIGHUP to this process.
     Raises: the InputError that reading a sample raised, as it was raised. A worker that dies is found by a signal
-        handler
-        of torch, anywhere in the code of this process: see ``dead_worker_as_input_error``.
+        handler of torch, anywhere in the code of this process: see ``dead_worker_as_input_error``.
     """
     loader = DataLoader(
         _ErrorsAsValues(data),
