@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ Times: {times}.
 
 ## Where it ran
 
-{format_diagnosis(diagnose())}
+{textwrap.indent(format_diagnosis(diagnose()), "    ")}
 """.replace("\n\n\n", "\n\n")
 
 
