@@ -146,7 +146,11 @@ def test_contradictions_are_neither_written_nor_read(tmp_path, checkpoint):
             "config must hold name, num_keypoints and options",
         ),
         (dataclasses.replace(checkpoint, config={**checkpoint.config, "name": "hrnot"}), "name must be one of dpn1_32"),
-        (dataclasses.replace(checkpoint, config={**checkpoint.config, "num_keypoints": "3"}), "config|num_keypoints"),
+        (dataclasses.replace(checkpoint, config={**checkpoint.config, "num_keypoints": "3"}), "num_keypoints must be"),
+        (
+            dataclasses.replace(checkpoint, config={**checkpoint.config, "num_keypoints": 10**30}),
+            "no network can be built",
+        ),
         (
             dataclasses.replace(checkpoint, config={**checkpoint.config, "options": {"x": 1}}),
             "option of dpn1_32 must be",

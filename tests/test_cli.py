@@ -475,17 +475,20 @@ def test_options_and_workers(monkeypatch):
         assert default_workers() == workers
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+PACKAGE = Path(hrpose.__file__).resolve().parents[1]  # a fresh interpreter shall find the package that is tested
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE)}
 
 
 def test_as_a_program_and_into_a_closed_pipe():
     program = [sys.executable, "-m", "hrpose", "models", "--json"]
-    done = subprocess.run(program, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(program, capture_output=True, text=True, env=ENVIRONMENT, cwd=PACKAGE, timeout=120)
     assert done.returncode == 0 and done.stderr == "" and len(json.loads(done.stdout)) > 8
     program[3:] = ["doctor"]
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(
+        program, stdout=writing, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=PACKAGE, timeout=120
+    )
     os.close(writing)
     assert done.returncode == 0 and done.stderr == ""
 

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import hrpose
 from hrpose import files
 from hrpose.errors import InputError
 from hrpose.files import write_atomically
@@ -71,7 +73,9 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(hrpose.__file__).parents[1]
+    )
     assert "f: cannot be written (File too large)" in done.stdout, done.stderr
     assert (tmp_path / "f").read_bytes() == b"old" and os.listdir(tmp_path) == ["f"]
 
@@ -119,7 +123,7 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
     """Renaming over /dev/null would replace the device for the whole machine."""
     pipe, received = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
     reader.start()
     write_atomically(pipe, b"through the pipe")
     reader.join(10)

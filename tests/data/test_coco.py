@@ -198,6 +198,7 @@ MALFORMED = {
     "category_id true": (person_1(category_id=True), "annotation 1: category_id must be that of one of categories"),
     "category_id list": (person_1(category_id=[]), "annotation 1: category_id must be that of one of categories"),
     "iscrowd 2": (person_1(iscrowd=2), "annotation 1: iscrowd must be 0 or 1, got 2"),
+    "iscrowd true": (person_1(iscrowd=True), "annotation 1: iscrowd must be 0 or 1, got True"),
     "iscrowd text": (person_1(iscrowd="0"), "annotation 1: iscrowd must be 0 or 1, got '0'"),
     "iscrowd list": (person_1(iscrowd=[]), "annotation 1: iscrowd must be 0 or 1, got []"),
     "bbox missing": (without("annotations", "bbox"), "annotation 1: bbox is missing"),
@@ -335,8 +336,9 @@ def test_detections(load, annotations):
         (0, "a.jpg", 0.9, (1, 2, 30, 40)), (7, "b.jpg", 0.3, (1, 2, 30, 40)), (0, "a.jpg", 0.9, (-5, -6, 3, 0)),
     ]  # fmt: skip
     assert persons[0].joints == () and persons[0].image_size == (100, 80)
-    persons, _ = load(given, load_detections, annotations, 0.5)
-    assert [p.score for p in persons] == [0.9, 0.9]
+    for min_score in (0.5, 0.9):  # the least score that is kept
+        persons, _ = load(given, load_detections, annotations, min_score)
+        assert [p.score for p in persons] == [0.9, 0.9]
     assert load(given, load_detections, annotations, 0.95) == ([], 0)
     assert load([], load_detections, annotations) == ([], 0)
 

@@ -120,9 +120,18 @@ def test_oks_nms_by_hand():
     assert oks_nms(keypoints, [0.5, 0.9, 0.1], areas, 0.9) == [1, 2]
     assert oks_nms(keypoints, [0.9, 0.5, 0.95], areas, 0.9) == [2, 0]
     assert oks_nms(keypoints, [0.5, 0.9, 0.1], areas, 1.0) == [1, 0, 2]
+    keypoints[1] = keypoints[0]  # an OKS of exactly 1 is not above 1
+    assert oks_nms(keypoints, [0.5, 0.9, 0.1], areas, 1.0) == [1, 0, 2]
     assert oks_nms(keypoints[:1], [0.5], areas[:1], 0.9) == [0]
     assert oks_nms([], [], [], 0.9) == []
     assert oks_nms(np.zeros((0, 17, 3)), np.zeros(0), np.zeros(0), 0.9) == []
+
+
+def test_equal_scores_are_taken_in_the_order_of_numpy(rng):
+    """Which is no simple one beyond a few persons: the sort is not stable."""
+    scores = rng.integers(0, 3, 300) / 2
+    keypoints = rng.uniform(0, 500, (300, 17, 2))
+    assert oks_nms(keypoints, scores, np.full(300, 9.0), 1.0) == scores.argsort()[::-1].tolist()
 
 
 def test_oks_nms_with_other_joints(rng):

@@ -91,6 +91,10 @@ def test_the_other_diagonal_where_one_is_not_labelled():
 
 def test_a_torso_without_length_is_not_counted():
     joints, visible, boxes = one()
+    joints[0, 12] = joints[0, 5]  # the other diagonal stands in
+    keypoints = joints.copy()
+    keypoints[0, 0] = 20, 0
+    assert pck(keypoints, joints, visible, boxes, COCO17).value == 1
     joints[0, 12], joints[0, 11] = joints[0, 5], joints[0, 6]
     assert pck(joints, joints, visible, boxes, COCO17).persons == 0
 

@@ -4,11 +4,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import hrpose
 from hrpose.errors import InputError
 from hrpose.ops import _ext, decode, decode_reference
 
@@ -266,7 +268,12 @@ def test_without_the_native_module_the_numbers_are_the_same():
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HRPOSE_")}
         environment = inherited | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)} | environment
         done = subprocess.run(
-            [sys.executable, "-c", SAME_NUMBERS], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", SAME_NUMBERS],
+            env=environment,
+            cwd=Path(hrpose.__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stderr == ""
         return done.stdout.split(" ", 1)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import hrpose
 from hrpose.errors import InputError
 from hrpose.ops import _ext
 
@@ -18,7 +20,9 @@ def run(code: str, **environment: str) -> str:
     """Output of a fresh interpreter with only these HRPOSE_ variables; it may print nothing on stderr."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HRPOSE_")}
     environment = inherited | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    folder = Path(hrpose.__file__).parents[1]  # where the package that is tested is, installed or not
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import hrpose
 from hrpose.checkpoint import digest, load_checkpoint, save_checkpoint
 from hrpose.data.augment import Augmentation
 from hrpose.data.coco import Person
@@ -632,7 +633,7 @@ print(killed, "kills")
 
 
 def run_killer(tmp_path: Path, kills: int, workers: int, epochs: int) -> int:
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(hrpose.__file__).parents[1])
     command = [sys.executable, "-c", KILLER, root, __file__, str(tmp_path), str(kills), str(workers), str(epochs)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1"}
