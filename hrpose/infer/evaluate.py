@@ -14,13 +14,12 @@ from torch.utils.data import Dataset
 
 from hrpose import ops
 from hrpose.data.coco import Annotations, Person, check_images
-from hrpose.data.dataset import MEAN, STD
+from hrpose.data.dataset import MEAN, STD, load_image
 from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError
 from hrpose.eval.coco import coco_metrics, results_from_predictions
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
-from hrpose.image import read_image
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 
 GROUND_TRUTH = "ground-truth"
@@ -136,8 +135,8 @@ class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
         return len(self.groups)
 
     def __getitem__(self, position: int) -> tuple[list[int], Tensor, Tensor]:
-        file_name, indices = self.groups[position]
-        image = read_image(self.folder / file_name, exif=False)
+        _, indices = self.groups[position]
+        image = load_image(self.persons[indices[0]], self.folder)
         transforms = crop_transforms([self.persons[i].box for i in indices], self.size, self.protocol.padding)
         return indices, ops.crop(image, transforms, self.size, self.protocol.crop, MEAN, STD), transforms
 

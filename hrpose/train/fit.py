@@ -117,7 +117,7 @@ def fit(
             if validate is not None:
                 run.save()
                 with stop.at_once(f"while epoch {progress.epoch + 1} was scored"):
-                    scores = validate(model.eval())
+                    scores = {name: _plain(value) for name, value in validate(model.eval()).items()}
                 _check_scores(scores, entry, score)
                 entry |= scores
                 run.keep_best(entry, score)
@@ -280,6 +280,13 @@ def _warn_of_slow_threads(run: _Run) -> None:
     if slower > 1.5:
         reason = "other processes use the cores"
         run.report(f"{threads} threads compute {slower:.0f} times slower than one, {reason}: try --threads 1")
+
+
+def _plain(value: Any) -> Any:
+    """A numpy or torch scalar as Python's own number, which log and checkpoint can hold."""
+    return (
+        value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1) else value
+    )
 
 
 def _check_scores(scores: dict[str, Any], entry: dict[str, Any], score: str) -> None:

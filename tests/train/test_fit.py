@@ -650,3 +650,12 @@ def test_kill_9(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_hundred_kills(tmp_path, workers):
     assert run_killer(tmp_path, kills=100, workers=workers, epochs=200) == 100
+
+
+def test_scores_may_be_numpy_and_torch_numbers(persons, folder, tmp_path):
+    scores = iter([np.float64(0.25), torch.tensor(0.5)])
+    entries = run_fit(
+        persons, folder, tmp_path / "run", TINY.with_epochs(2), validate=lambda model: {"AP": next(scores)}
+    )
+    assert [entry["AP"] for entry in entries] == [0.25, 0.5]
+    assert load_checkpoint(tmp_path / "run" / BEST).training["entry"]["AP"] == 0.5
