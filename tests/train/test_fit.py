@@ -502,9 +502,19 @@ def test_full_disk_keeps_the_checkpoint_before(persons, folder, tmp_path):
     assert load_checkpoint(tmp_path / LAST).training["progress"]["epoch"] == 3
 
 
+@pytest.fixture
+def heard():
+    """The signals are heard even where they are ignored: under nohup, in the background of a shell."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_after_the_step_and_the_resumed_run_is_the_same(
-    persons, folder, tmp_path, monkeypatch, whole, number
+    persons, folder, tmp_path, monkeypatch, whole, number, heard
 ):
     count = 0
 
@@ -516,10 +526,9 @@ def test_signal_saves_after_the_step_and_the_resumed_run_is_the_same(
         return train_step(*arguments)
 
     monkeypatch.setattr(LOOP, "train_step", counted)
-    handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped in epoch 2 after 2 of 3 batches") as caught:
         run_fit(persons, folder, tmp_path)
-    assert caught.value.exit_code == 128 + number and signal.getsignal(number) == handler
+    assert caught.value.exit_code == 128 + number and signal.getsignal(number) == signal.default_int_handler
     progress = Progress(**load_checkpoint(tmp_path / LAST).training["progress"])
     assert (progress.epoch, progress.step) == (1, 2)
     run_fit(persons, folder, tmp_path, resume=True)
@@ -541,7 +550,7 @@ def test_signal_in_the_validation_is_answered_at_once(persons, folder, tmp_path,
     assert outcome(tmp_path) == whole
 
 
-def test_second_interrupt_ends_at_once(persons, folder, tmp_path, monkeypatch):
+def test_second_interrupt_ends_at_once(persons, folder, tmp_path, monkeypatch, heard):
     def twice(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
