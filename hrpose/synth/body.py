@@ -11,12 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-KEYPOINT_NAMES = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-    "right_ankle",
-)  # fmt: skip
-
 SIDES = (("left", 1.0), ("right", -1.0))  # name and sign of x while facing the camera
 
 HEIGHT_RANGE_M = (1.50, 1.95)
