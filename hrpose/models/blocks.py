@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrpose.errors import InputError
+
 
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, relu: bool = True
@@ -14,18 +16,58 @@ def conv_bn(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
 
 
+def check_images(images: Tensor, multiple: int, where: str) -> None:
+    """Raise InputError unless `images` is (N, 3, H, W) with H and W multiples of `multiple`: every halving rounds up,
+    so other sizes would yield maps that are larger than the image over their stride."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % multiple or images.shape[3] % multiple:
+        raise InputError(
+            f"{where}: images must be (N, 3, H, W) with H and W multiples of {multiple}, got {tuple(images.shape)}"
+        )
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, added to its input, then ReLU: HRNet's branches.
+
+    Module names are those of HRNet's checkpoints.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + x, inplace=True)
+
+
 class Bottleneck(nn.Module):
     """Residual bottleneck: 1x1 -> 3x3 (stride, dilation) -> 1x1, added to the shortcut, then ReLU.
 
+    `stride_in` says which convolution has the stride: "3x3", as in torchvision, SimpleBaseline and HRNet, or "1x1", the
+    first one, as in the original ResNet and its Caffe weights.
     The shortcut is the identity, or a strided 1x1 convolution with batch norm where the width or the size changes.
     Module names are those of torchvision's and HRNet's checkpoints.
     """
 
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        stride_in: str = "3x3",
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(mid_channels)
-        self.conv2 = nn.Conv2d(mid_channels, mid_channels, 3, stride, dilation, dilation, bias=False)
+        self.conv2 = nn.Conv2d(mid_channels, mid_channels, 3, second, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(mid_channels)
         self.conv3 = nn.Conv2d(mid_channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -41,16 +83,18 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut, inplace=True)
 
 
-def initialise(model: nn.Module, head: nn.Conv2d) -> None:
+def initialise(model: nn.Module, *heads: nn.Conv2d) -> None:
     """Set the starting weights of a network that is trained from scratch.
 
     Convolutions: normal with He's fan-out variance, so that gradients keep their size on the way down; batch norm:
-    weight 1, bias 0; every other bias 0; `head`, the layer that emits heatmaps: N(0, 0.001), as in the official code of
-    SimpleBaseline and HRNet, because targets are zero almost everywhere and a head of He's size starts far from them.
+    weight 1, bias 0; every other bias 0; `heads`, the layers that emit heatmaps: N(0, 0.001), as in the official code
+    of SimpleBaseline and HRNet, because targets are zero almost everywhere and a head of He's size starts far off.
     The last batch norm of a residual block: weight 0, so that the block starts as its shortcut. A deep stack of fresh
     blocks at weight 1 multiplies rounding errors (an untrained dpn4_64 in bf16 is off by most of its output), and found
     fewer discs of a synthetic task after 40 steps of Adam in four of four runs: 0.72 to 0.86 against 0.91 to 0.96.
     """
+    if next(model.parameters()).is_meta:
+        return  # no numbers to draw, and drawing none is slow
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -62,4 +106,7 @@ def initialise(model: nn.Module, head: nn.Conv2d) -> None:
     for module in model.modules():
         if isinstance(module, Bottleneck):
             nn.init.zeros_(module.bn3.weight)
-    nn.init.normal_(head.weight, std=0.001)
+        elif isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+    for head in heads:
+        nn.init.normal_(head.weight, std=0.001)

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hrpose.errors import InputError, check
-from hrpose.models.blocks import Bottleneck, conv_bn, initialise
+from hrpose.errors import check, check_choice, check_count
+from hrpose.models.blocks import Bottleneck, check_images, conv_bn, initialise
 
 
 def dilations(scheme: str | int, n: int = 6) -> tuple[int, ...]:
@@ -76,13 +76,13 @@ class DPN(nn.Module):
         final_upsample: int = 2,
     ):
         super().__init__()
-        _check_count("num_keypoints", num_keypoints)
-        _check_count("modules", modules)
-        _check_choice("width", width, (64, 32))
-        _check_choice("resolution", resolution, ("medium", "high"))
-        _check_choice("upsample", upsample, ("conv1x1", "plain"))
-        _check_choice("interpolation", interpolation, ("bilinear", "nearest"))
-        _check_choice("final_upsample", final_upsample, (2, 1))
+        check_count(num_keypoints, "DPN", "num_keypoints")
+        check_count(modules, "DPN", "modules")
+        check_choice(width, (64, 32), "DPN", "width")
+        check_choice(resolution, ("medium", "high"), "DPN", "resolution")
+        check_choice(upsample, ("conv1x1", "plain"), "DPN", "upsample")
+        check_choice(interpolation, ("bilinear", "nearest"), "DPN", "interpolation")
+        check_choice(final_upsample, (2, 1), "DPN", "final_upsample")
         check(
             final_upsample == 2 or resolution == "high",
             "DPN",
@@ -108,7 +108,7 @@ class DPN(nn.Module):
         resize = nn.Upsample(scale_factor=final_upsample, mode=interpolation)
         self.upsample = resize if upsample == "plain" else conv_bn(trunk, trunk, 1, relu=False).append(resize)
         self.heatmap = nn.Conv2d(trunk, num_keypoints, 1)
-        initialise(self, head=self.heatmap)
+        initialise(self, self.heatmap)
 
     def forward(self, images: Tensor) -> Tensor:
         """Heatmaps of a batch of images.
@@ -118,23 +118,10 @@ class DPN(nn.Module):
         Returns: (N, K, H/4, W/4); at "high" resolution with final_upsample=2 (N, K, H/2, W/2).
         Raises: InputError for another shape.
         """
-        multiple = self.size_multiple
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % multiple or images.shape[3] % multiple:
-            raise InputError(
-                f"DPN: images must be (N, 3, H, W) with H and W multiples of {multiple}, got {tuple(images.shape)}"
-            )
+        check_images(images, self.size_multiple, "DPN")
         x = self.conv1(self.pooling(self.conv0(images)))
         x = self.dpm(self.reduce(self.conv2(x)))
         return self.heatmap(self.upsample(x))
-
-
-def _check_count(field: str, value: int) -> None:
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    check(valid, "DPN", f"{field} must be an integer >= 1, got {value!r}")
-
-
-def _check_choice(field: str, value: Any, valid: tuple) -> None:
-    check(value in valid, "DPN", f"{field} must be {' or '.join(map(repr, valid))}, got {value!r}")
 
 
 def dpn1_32(num_keypoints: int = 17, **options: Any) -> DPN:

@@ -1,22 +1,24 @@
-"""Reading weight files: nothing executed, nothing damaged accepted, nothing loaded by halves."""
+"""Reading weight files: nothing executed, nothing damaged accepted, nothing taken or left out unsaid."""
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrpose.errors import InputError, check
+from hrpose.errors import InputError, check, check_choice
 
 _ZIP_START = b"PK\x03\x04"
 # The pickled magic number with which torch.save opened its files before it wrote zip archives (torch < 1.6).
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _ZIP_FOLDER = 0x10  # MS-DOS attribute
-_NAMES_SHOWN = 4
+_NAMES_SHOWN = 8
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -55,24 +57,71 @@ def read_torch_file(path: str | Path) -> Any:
         raise InputError(f"{path}: is damaged or not a checkpoint (torch.load cannot read it)") from error
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a state dict file into `model`, completely or not at all.
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file of weights gave to a model, by state-dict names.
+
+    taken:      entries that the model has from the file now.
+    missing:    entries of the model that the file lacks; they are as they were.
+    unexpected: entries of the file for which the model has no place.
+    """
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.taken)} entries taken"]
+        if self.missing:
+            parts.append(f"{len(self.missing)} of the model missing and left as they were ({_first(self.missing)})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} of the file without a place ({_first(self.unexpected)})")
+        return ", ".join(parts)
+
+
+def load_weights(model: nn.Module, path: str | Path, part: str = "auto") -> LoadReport:
+    """Load a state dict file into `model`, completely, or its trunk completely, or not at all.
+
+    Official checkpoints of HRNet, SimpleBaseline and torchvision's ResNets load as they are. ImageNet checkpoints, and
+    those of a network with another head on the same trunk, fill the trunk.
 
     Args:
-        model: any module; changed only if everything in the file fits.
+        model: any module; changed only if the file fits. Its class may name the beginnings of its `trunk` entries,
+            parts of the trunk that a file may lack (`trunk_may_lack`) or have in excess (`trunk_may_drop`).
         path: file of a state dict, or of a dict that holds one as "model" or "state_dict". Names may carry the prefix
-            ``module.`` that DataParallel adds. Floating types are converted to the model's.
-    Returns: `model`.
-    Raises: InputError for a file `read_torch_file` refuses or that has no state dict; for names or shapes other than
-        the model's, listing them; for tensors of another kind than the model's, and for NaN or infinite values.
+            ``module.`` that DataParallel adds. Floating types are converted to the model's. Counters of batches
+            (num_batches_tracked), which files of torch < 0.4.1 lack, may be missing.
+        part: "all": names and shapes must be the model's. "trunk": the trunk is taken, the rest of the file ignored.
+            "auto": all, or, with a warning, the trunk where the file has nothing of the model's head.
+    Returns: what was taken, missing and unexpected.
+    Raises: InputError for a file `read_torch_file` refuses or that has no state dict; for names or shapes that do not
+        fit, listing them; for tensors of another kind than the model's, and for NaN or infinite values.
     """
     where = str(path)
+    check_choice(part, ("auto", "all", "trunk"), "load_weights", "part")
+    prefixes = getattr(model, "trunk", ())
+    check(part != "trunk" or prefixes, "load_weights", f"part must be 'all', {type(model).__name__} has no trunk")
     given = _state_dict(read_torch_file(path), where)
     expected = model.state_dict()
+    if part == "trunk":
+        given = {name: tensor for name, tensor in given.items() if name.startswith(prefixes)}
     shared = [name for name in expected if name in given]
+    fresh = [name for name in expected if name not in given and _batch_norm_weight(name) in given]
+    missing = [name for name in expected if name not in given and name not in fresh]
+    unexpected = [name for name in given if name not in expected]
+
+    wrong_missing, wrong_unexpected = missing, unexpected
+    head = [name for name in shared if not name.startswith(prefixes)] if prefixes else shared
+    headless = prefixes and not head
+    if prefixes and part != "all":
+        wrong_missing = [name for name in missing if not _any_in(getattr(model, "trunk_may_lack", ()), name)]
+        if headless:
+            wrong_missing = [name for name in wrong_missing if name.startswith(prefixes)]
+        wrong_unexpected = [name for name in unexpected if not _any_in(getattr(model, "trunk_may_drop", ()), name)]
+        wrong_unexpected = [name for name in wrong_unexpected if name.startswith(prefixes) or not headless]
     differences = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
+        "missing": wrong_missing,
+        "unexpected": wrong_unexpected,
         "of another shape": [
             f"{name}: {tuple(given[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
             for name in shared
@@ -88,8 +137,22 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     check(not parts, where, f"the state dict must fit the model, got {', '.join(parts)}")
     bad = [name for name in shared if not torch.isfinite(given[name]).all()]
     check(not bad, where, f"weights must be finite, got NaN or infinity in {len(bad)} tensors ({_first(bad)})")
-    model.load_state_dict(given, strict=True)
-    return model
+    started = {name: torch.zeros_like(expected[name]) for name in fresh}
+    model.load_state_dict({**expected, **started, **{name: given[name] for name in shared}}, strict=True)
+    report = LoadReport(tuple(shared), tuple(missing), tuple(unexpected))
+    if part == "auto" and (missing or unexpected):
+        warnings.warn(f"{path}: {report}; part='trunk' says that this is meant", stacklevel=2)
+    return report
+
+
+def _batch_norm_weight(name: str) -> str | None:
+    """The weight beside a counter of batches."""
+    stem = name.removesuffix("num_batches_tracked")
+    return None if stem == name else f"{stem}weight"
+
+
+def _any_in(fragments: Iterable[str], name: str) -> bool:
+    return any(fragment in name for fragment in fragments)
 
 
 def _state_dict(content: Any, where: str) -> dict[str, Tensor]:

@@ -1,14 +1,11 @@
-"""Every listed model, and what is particular to the Dilation Pyramid Net."""
-
-import copy
-import io
+"""The Dilation Pyramid Net: its layers, its schemes of dilation, its start."""
 
 import pytest
 import torch
 from torch import nn
 
 from hrpose.errors import InputError
-from hrpose.models import MODELS, create_model, list_models, model_options
+from hrpose.models import create_model
 from hrpose.models.blocks import initialise
 from hrpose.models.dpn import DPN, DilationPyramidModule, dilations
 
@@ -38,133 +35,6 @@ def settled_model(name: str, **options) -> nn.Module:
     with torch.no_grad():
         model.train()(random_images(4, seed=1))
     return model.eval()
-
-
-@pytest.fixture(scope="module", params=list_models())
-def settled(request) -> nn.Module:
-    return settled_model(request.param)
-
-
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
-
-
-# Every listed model ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_output_and_gradients(name):
-    model = active_model(name)
-    out = model(random_images())
-    assert out.shape == (2, 5, 16, 12) and out.dtype == torch.float32
-    (out - 1).pow(2).mean().backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), parameter_name
-        assert parameter.grad.abs().max() > 0, parameter_name
-
-
-def test_output_depends_on_its_own_image_only(settled):
-    images = random_images(3)
-    with torch.no_grad():
-        assert relative_error(settled(images)[1:2], settled(images[1:2])) < 1e-5
-
-
-def test_state_dict_round_trip(settled):
-    file = io.BytesIO()
-    torch.save(settled.state_dict(), file)
-    file.seek(0)
-    config = settled.hrpose_config
-    again = create_model(config["name"], config["num_keypoints"], **config["options"]).eval()
-    again.load_state_dict(torch.load(file, weights_only=True))
-    images = random_images()
-    with torch.no_grad():
-        assert torch.equal(again(images), settled(images))
-
-
-def test_compile_without_graph_break(settled):
-    torch.compiler.reset()  # or the variants of one class add up to its limit of recompilations
-    images = random_images()
-    compiled = torch.compile(settled, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert relative_error(compiled(images), settled(images)) < 1e-5
-
-
-def test_export_with_dynamic_batch(settled):
-    dynamic = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    exported = torch.export.export(settled, (random_images(2),), dynamic_shapes=dynamic).module()
-    images = random_images(5)
-    with torch.no_grad():
-        assert relative_error(exported(images), settled(images)) < 1e-5
-
-
-def test_channels_last(settled):
-    images = random_images()
-    model = copy.deepcopy(settled).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        assert relative_error(model(images.to(memory_format=torch.channels_last)), settled(images)) < 1e-4
-
-
-def test_bf16(settled):
-    """bf16 rounds by up to 0.4 % per layer, and the deepest net multiplies that by 20; a wrong layer gives 100 %."""
-    images = random_images()
-    with torch.no_grad():
-        got = copy.deepcopy(settled).bfloat16()(images.bfloat16())
-        assert got.dtype == torch.bfloat16
-        assert relative_error(got, settled(images)) < 0.15
-
-
-# Making models by name ------------------------------------------------------------------------------------------------
-
-
-def test_table_lists_the_dpn_variants():
-    assert [f"dpn{n}_{c}" for c in (32, 64) for n in (1, 2, 3, 4)] == [n for n in list_models() if n.startswith("dpn")]
-    assert list(MODELS) == list_models()
-    assert model_options("dpn1_32") == {
-        "dilation": "pyramid",
-        "resolution": "medium",
-        "upsample": "conv1x1",
-        "interpolation": "bilinear",
-        "final_upsample": 2,
-    }
-
-
-def test_config_spells_out_every_option():
-    model = create_model("dpn1_32", 16, dilation=2)
-    options = {"dilation": 2, "resolution": "medium", "upsample": "conv1x1", "interpolation": "bilinear"}
-    options["final_upsample"] = 2
-    assert model.hrpose_config == {"name": "dpn1_32", "num_keypoints": 16, "options": options}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("dpn5_32", {}, r"create_model: name must be one of dpn1_32, .*, got 'dpn5_32'; did you mean 'dpn"),
-        (None, {}, r"create_model: name must be one of .*, got None"),
-        ("dpn1_32", {"modules": 2}, r"option of dpn1_32 must be one of dilation, .*, got 'modules'"),
-        ("dpn1_32", {"dilation": "pyramidal"}, r"dilation must be 'pyramid', 'reversed' or an integer >= 1, got 'pyr"),
-        ("dpn1_32", {"dilation": 0}, r"dilation must be .* got 0"),
-        ("dpn1_32", {"dilation": True}, r"dilation must be .* got True"),
-        ("dpn1_32", {"resolution": "low"}, r"resolution must be 'medium' or 'high', got 'low'"),
-        ("dpn1_32", {"upsample": "nearest"}, r"upsample must be 'conv1x1' or 'plain', got 'nearest'"),
-        ("dpn1_32", {"interpolation": "bicubic"}, r"interpolation must be 'bilinear' or 'nearest', got 'bicubic'"),
-        ("dpn1_32", {"final_upsample": 4}, r"final_upsample must be 2 or 1, got 4"),
-        ("dpn1_32", {"final_upsample": 1}, r"final_upsample must be 2 with resolution='medium', got 1"),
-        ("dpn1_32", {"num_keypoints": 0}, r"num_keypoints must be an integer >= 1, got 0"),
-    ],
-)
-def test_wrong_arguments(name, options, message):
-    with pytest.raises(InputError, match=message):
-        create_model(name, **options)
-
-
-def test_wrong_class_arguments():
-    with pytest.raises(InputError, match="width must be 64 or 32, got 48"):
-        DPN(width=48, modules=1)
-    with pytest.raises(InputError, match=r"modules must be an integer >= 1, got 1\.5"):
-        DPN(width=32, modules=1.5)
-
-
-# Dilation Pyramid Net -------------------------------------------------------------------------------------------------
 
 
 def test_dilations_of_the_paper():
@@ -314,7 +184,7 @@ def test_fresh_blocks_pass_their_input_on():
     module = DilationPyramidModule(4)
     x = torch.rand(1, 16, 8, 6)
     assert not torch.equal(module(x), x)
-    initialise(module, head=nn.Conv2d(1, 1, 1))
+    initialise(module, nn.Conv2d(1, 1, 1))
     assert torch.equal(module(x), x)
 
 
@@ -333,3 +203,10 @@ def test_a_small_model_learns_two_images():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.4 * target.var().item()
+
+
+def test_wrong_class_arguments():
+    with pytest.raises(InputError, match="width must be 64 or 32, got 48"):
+        DPN(width=48, modules=1)
+    with pytest.raises(InputError, match=r"modules must be an integer >= 1, got 1\.5"):
+        DPN(width=32, modules=1.5)
