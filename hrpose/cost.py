@@ -51,7 +51,7 @@ class Cost:
         return (self.macs if deconv == "exact" else self.macs_deconv_output_grid) / unit
 
 
-def count_cost(model: nn.Module, size: tuple[int, int]) -> Cost:
+def count_cost(model: nn.Module, size: tuple[int, int], *, training: bool = False) -> Cost:
     """Count the parameters and multiply-accumulates of `model` for one RGB image.
 
     A copy of the model without storage runs on the meta device: nothing is computed or allocated, and the model, which
@@ -61,6 +61,7 @@ def count_cost(model: nn.Module, size: tuple[int, int]) -> Cost:
     Args:
         model: takes images (N, 3, H, W).
         size: (width, height) of the image in pixels.
+        training: count what runs in training mode, that is with the heads of intermediate supervision.
     Raises: InputError for a size that is not two positive integers, or that the model refuses.
     """
     valid = len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
@@ -68,9 +69,11 @@ def count_cost(model: nn.Module, size: tuple[int, int]) -> Cost:
     tensors = [*model.parameters(), *model.buffers()]
     # deepcopy takes what it finds in the memo for the copy, so no weight is ever duplicated.
     memo = {id(t): _without_storage(t) for t in tensors}
-    copied = copy.deepcopy(model, memo).eval()
+    copied = copy.deepcopy(model, memo).train(training)
     layers: list[LayerCost] = []
     for name, module in copied.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.forward = _same  # costs nothing, keeps the shape, and on meta tensors would take most of the time
         module._forward_hooks.clear()  # the user's hooks, copied too, are about the real model
         if isinstance(module, (*_CONVOLUTIONS, *_DECONVOLUTIONS, nn.Linear)):
             module.register_forward_hook(_recorder(name, layers))
@@ -84,6 +87,10 @@ def count_cost(model: nn.Module, size: tuple[int, int]) -> Cost:
         macs_deconv_output_grid=sum(layer.macs_deconv_output_grid for layer in layers),
         layers=tuple(layers),
     )
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _without_storage(tensor: Tensor) -> Tensor:

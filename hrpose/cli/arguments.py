@@ -101,22 +101,23 @@ def model_from(options: argparse.Namespace, skeleton: Skeleton) -> tuple[nn.Modu
     name = options.model or "dpn4_32"
     model = create_model(name, skeleton.num_joints, **model_options_from(options.option))
     if options.checkpoint:
-        load_weights(model, options.checkpoint)
+        load_weights(model, options.checkpoint, part="all")
     else:
         print(f"hrpose: no --checkpoint: {name} with random weights", file=sys.stderr)
     return model.eval(), size_from(options)
 
 
-def model_options_from(settings: list[str]) -> dict[str, str | int]:
-    """NAME=VALUE settings as keyword arguments of ``create_model``; whole numbers become integers."""
-    options: dict[str, str | int] = {}
+def model_options_from(settings: list[str]) -> dict[str, str | int | bool]:
+    """NAME=VALUE settings as keyword arguments of ``create_model``; whole numbers become integers, true and false
+    truth values."""
+    options: dict[str, str | int | bool] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         check(bool(name and equals), "--option", f"must be NAME=VALUE, got {setting!r}")
         try:
             options[name] = int(value)
         except ValueError:
-            options[name] = value
+            options[name] = {"true": True, "false": False}.get(value.lower(), value)
     return options
 
 

@@ -12,9 +12,13 @@ from hrpose import published
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("models", help="list the networks with parameters and MACs, computed and as printed")
     parser.add_argument("--json", action="store_true", help="the same table as one JSON list")
+    parser.add_argument("--markdown", action="store_true", help="the same table as the README shows it")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     rows = published.table()
-    print(json.dumps(rows) if options.json else published.format_table(rows))
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        print(published.markdown_table(rows) if options.markdown else published.format_table(rows))
