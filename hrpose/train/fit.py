@@ -93,6 +93,8 @@ def fit(
     check(hasattr(model, "hrpose_config"), "fit", f"model must be made by create_model, got {type(model).__name__}")
     check(len(data) > 0, "fit", "data must hold at least one person, got none")
     check_model(model, data.size, data.skeleton)
+    joints, hard = data.skeleton.num_joints, recipe.hard_keypoints
+    check(hard is None or hard <= joints, "fit", f"hard_keypoints must be at most {joints}, the joints, got {hard}")
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
     model.to(device=device, memory_format=torch.channels_last)
     # One fused pass over the parameters; the default would loop over them in Python on the CPU.
@@ -239,7 +241,8 @@ def _train_epoch(
             lr = recipe.lr_at(progress.epoch * steps + progress.step, steps)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            loss = train_step(run.model, run.optimizer, batch, sigma, device, bf16, statistics)
+            hard = recipe.hard_keypoints
+            loss = train_step(run.model, run.optimizer, batch, sigma, device, bf16, statistics, hard)
             progress.step += 1
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             _count_step(run, loss, batch)

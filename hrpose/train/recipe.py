@@ -17,17 +17,19 @@ from hrpose.infer.protocol import PRECISIONS
 class Recipe:
     """Everything that decides the weights besides the network and the data.
 
-    epochs:        passes over the data.
-    batch_size:    persons per step.
-    lr:            of Adam, without weight decay.
-    drops:         epochs (counted from 0) at whose start lr is multiplied by drop_factor.
-    schedule:      "step" as above, or "cosine" from lr to 0 over the epochs.
-    warmup_steps:  steps over which lr rises linearly from 0 at the start.
-    sigma:         of the target Gaussians in heatmap pixels; None: 2, and 3 for inputs of 384 rows and more, as
-        published.
-    augmentation:  of the training views.
-    precision:     "bf16" (mixed), "fp32", or "auto": bf16 where the processor computes with it.
-    max_bad_steps: give up after so many steps in a row whose loss is not finite.
+    epochs:         passes over the data.
+    batch_size:     persons per step.
+    lr:             of Adam, without weight decay.
+    drops:          epochs (counted from 0) at whose start lr is multiplied by drop_factor.
+    schedule:       "step" as above, or "cosine" from lr to 0 over the epochs.
+    warmup_steps:   steps over which lr rises linearly from 0 at the start.
+    sigma:          of the target Gaussians in heatmap pixels; None: 2, and 3 for inputs of 384 rows and more, as
+                    published.
+    augmentation:   of the training views.
+    precision:      "bf16" (mixed), "fp32", or "auto": bf16 where the processor computes with it.
+    max_bad_steps:  give up after so many steps in a row whose loss is not finite.
+    hard_keypoints: how many joints of each person, the worst ones, the last output learns from (``heatmap_ohkm``);
+                    None: all.
     """
 
     epochs: int = 140
@@ -42,6 +44,7 @@ class Recipe:
     precision: str = "auto"
     seed: int = 0
     max_bad_steps: int = 10
+    hard_keypoints: int | None = None
 
     def __post_init__(self) -> None:
         def rule(holds: bool, name: str, what: str) -> None:
@@ -58,6 +61,7 @@ class Recipe:
         rule(self.precision in (*PRECISIONS, "auto"), "precision", f"auto, {' or '.join(PRECISIONS)}")
         rule(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63")
         rule(self.max_bad_steps >= 1, "max_bad_steps", ">= 1")
+        rule(self.hard_keypoints is None or self.hard_keypoints >= 1, "hard_keypoints", ">= 1 or none")
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The recipe shortened or stretched to `epochs`, its drops moved in proportion."""
@@ -106,15 +110,16 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
+    optional = type(None) in typing.get_args(kind)
+    if optional and text == "none":
+        return None
+    kind = typing.get_args(kind)[0] if optional else kind
     try:
-        if kind in (int, float, str):
-            return kind(text)
-        if kind == tuple[int, ...]:
-            return tuple(int(part) for part in text.split(",") if part)
-        return None if text == "none" else float(text)  # float | None
+        return tuple(int(part) for part in text.split(",") if part) if kind == tuple[int, ...] else kind(text)
     except ValueError:
-        wanted = {int: "an integer", float: "a number", tuple[int, ...]: "integers separated by commas"}
-        raise InputError(f"--set: {name} must be {wanted.get(kind, 'a number or none')}, got {text!r}") from None
+        wanted = {int: "an integer", float: "a number", tuple[int, ...]: "integers separated by commas"}[kind]
+        rule = f"{wanted} or none" if optional else wanted
+        raise InputError(f"--set: {name} must be {rule}, got {text!r}") from None
 
 
 # Drops are printed in the papers, but for DPN's high-resolution runs, whose 210 epochs take HRNet's.
@@ -122,6 +127,8 @@ RECIPES: dict[str, Recipe] = {
     "dpn": Recipe(),
     "dpn_high": Recipe(epochs=210, drops=(170, 200)),
     "simple_baseline": Recipe(augmentation=Augmentation(half_body_probability=0.0)),
+    # M = 8 is CPN's; the rest is SimpleBaseline's, so that the two differ in network and loss alone.
+    "cpn": Recipe(augmentation=Augmentation(half_body_probability=0.0), hard_keypoints=8),
     "hrnet": Recipe(epochs=210, drops=(170, 200), augmentation=Augmentation(scale=0.35, rotation_deg=45.0)),
     "hrnet_mpii": Recipe(
         epochs=210,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hrpose.data.dataset import Sample
 from hrpose.data.targets import gaussian_targets
-from hrpose.train.loss import heatmap_mse
+from hrpose.train.loss import supervised_loss
 
 
 def train_step(
@@ -18,10 +18,13 @@ def train_step(
     device: torch.device,
     bf16: bool,
     statistics: BufferCopy | None = None,
+    hard_keypoints: int | None = None,
 ) -> float:
     """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss, NaN if it was
     skipped.
 
+    The model gives heatmaps, or with intermediate supervision a tuple of them, each of which is compared with the same
+    targets; `hard_keypoints` is that of ``supervised_loss``.
     If the loss or a gradient is not finite nothing is updated, the running statistics of batch norm included: one such
     step would otherwise make every weight NaN. `statistics` is the place to keep these meanwhile, for use in many
     steps.
@@ -30,13 +33,14 @@ def train_step(
     statistics.take()
     images = batch.image.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        heatmaps = model(images)
-    height, width = heatmaps.shape[2:]
+        found = model(images)
+    outputs = (found,) if isinstance(found, Tensor) else found
+    height, width = outputs[-1].shape[2:]
     stride = images.shape[3] / width
     targets, weights = gaussian_targets(
         batch.joints.to(device), batch.visible.to(device), (width, height), sigma, stride
     )
-    loss = heatmap_mse(heatmaps, targets, weights)
+    loss = supervised_loss(outputs, targets, weights, hard_keypoints)
     optimizer.zero_grad()
     loss.backward()
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -349,6 +349,9 @@ def test_input_that_cannot_be_trained_on(persons, folder, tmp_path):
         with pytest.raises(InputError, match=message):
             fit(network, persons_to_use, TINY, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    hard = replace(TINY, hard_keypoints=6)
+    with pytest.raises(InputError, match="fit: hard_keypoints must be at most 5, the joints, got 6"):
+        run_fit(persons, folder, tmp_path / "run", hard)
     with pytest.raises(InputError, match="validate must return 'AP', got PCK"):
         run_fit(persons, folder, tmp_path, validate=lambda model: {"PCK": 1.0})
     with pytest.raises(InputError, match=r"other names than those of the log's own values, got \['loss'\]"):
@@ -668,3 +671,35 @@ def test_scores_may_be_numpy_and_torch_numbers(persons, folder, tmp_path):
     )
     assert [entry["AP"] for entry in entries] == [0.25, 0.5]
     assert load_checkpoint(tmp_path / "run" / BEST).training["entry"]["AP"] == 0.5
+
+
+def test_hard_keypoints_of_the_recipe_change_the_run(persons, folder, tmp_path, whole):
+    """All five joints: the loss is the mean squared error, to rounding; two of them: larger from the first epoch on."""
+    all_joints, hardest = (
+        run_fit(persons, folder, tmp_path / str(hard), replace(TINY, hard_keypoints=hard)) for hard in (5, 2)
+    )
+    plain = [entry["loss"] for entry in whole["log"] if entry["kind"] == "epoch"]
+    assert all_joints[0]["loss"] == pytest.approx(plain[0], rel=1e-4)
+    assert hardest[0]["loss"] > 1.05 * plain[0]
+
+
+def test_network_with_intermediate_supervision_resumes_bit_for_bit(persons, folder, tmp_path, monkeypatch):
+    recipe = replace(TINY, epochs=2, drops=(1,))
+    data = dataset(persons, folder, recipe, size=(64, 64))
+
+    def start(out: Path, resume: bool) -> None:
+        torch.manual_seed(0)
+        fit(create_model("hourglass1", 5), data, recipe, out, report=lambda line: None, resume=resume)
+
+    start(tmp_path / "whole", False)
+
+    def killed_after_four(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return train_step(*args)
+
+    calls: list[int] = []
+    monkeypatch.setattr(LOOP, "train_step", killed_after_four)
+    assert run_until_done(tmp_path / "killed", lambda resume: start(tmp_path / "killed", resume)) == 1
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

@@ -16,6 +16,7 @@ from hrpose.train import RECIPES, Recipe, get_recipe
         ("dpn", 0.30, 40, 0.3, 140, (90, 120)),
         ("dpn_high", 0.30, 40, 0.3, 210, (170, 200)),
         ("simple_baseline", 0.30, 40, 0.0, 140, (90, 120)),
+        ("cpn", 0.30, 40, 0.0, 140, (90, 120)),
         ("hrnet", 0.35, 45, 0.3, 210, (170, 200)),
         ("hrnet_mpii", 0.25, 30, 0.0, 210, (170, 200)),
     ],
@@ -28,6 +29,7 @@ def test_published_values(name, scale, rotation, half_body, epochs, drops):
     assert augmentation.half_body_probability == half_body and augmentation.half_body_min_joints == 8
     assert (augmentation.rotation_probability, augmentation.flip_probability) == (0.6, 0.5)
     assert (recipe.schedule, recipe.warmup_steps) == ("step", 0)
+    assert recipe.hard_keypoints == (8 if name == "cpn" else None)
 
 
 def test_unknown_recipe():
@@ -36,7 +38,7 @@ def test_unknown_recipe():
 
 
 def test_every_recipe_is_tested():
-    assert set(RECIPES) == {"dpn", "dpn_high", "simple_baseline", "hrnet", "hrnet_mpii"}
+    assert set(RECIPES) == {"dpn", "dpn_high", "simple_baseline", "cpn", "hrnet", "hrnet_mpii"}
 
 
 def test_steps_of_the_learning_rate():
@@ -79,6 +81,8 @@ def test_settings():
     )  # fmt: skip
     assert changed == expected
     assert Recipe(sigma=1.0).with_settings(["sigma=none", "drops="]) == Recipe(drops=())
+    assert Recipe().with_settings(["hard_keypoints=8"]) == Recipe(hard_keypoints=8)
+    assert get_recipe("cpn").with_settings(["hard_keypoints=none"]) == get_recipe("simple_baseline")
     assert Recipe().with_settings([]) == Recipe()
     assert Recipe().with_settings(["lr=1", "lr=2"]).lr == 2  # the last one counts
 
@@ -94,6 +98,8 @@ def test_settings():
         ("lr=fast", "--set: lr must be a number, got 'fast'"),
         ("drops=3;7", "--set: drops must be integers separated by commas, got '3;7'"),
         ("sigma=wide", "--set: sigma must be a number or none, got 'wide'"),
+        ("hard_keypoints=2.5", "--set: hard_keypoints must be an integer or none, got '2.5'"),
+        ("lr=none", "--set: lr must be a number, got 'none'"),
         ("epochs=0", "recipe: epochs must be >= 1, got 0"),
         ("batch_size=-4", "recipe: batch_size must be >= 1, got -4"),
         ("lr=0", "recipe: lr must be > 0, got 0.0"),
@@ -108,6 +114,7 @@ def test_settings():
         ("precision=fp16", "recipe: precision must be auto, fp32 or bf16, got 'fp16'"),
         ("seed=-1", "recipe: seed must be >= 0 and < 2^63, got -1"),
         ("max_bad_steps=0", "recipe: max_bad_steps must be >= 1, got 0"),
+        ("hard_keypoints=0", "recipe: hard_keypoints must be >= 1 or none, got 0"),
         ("flip_probability=1.5", "augmentation: flip_probability must be"),
         ("rotation_deg=nan", "augmentation: rotation_deg must be"),
     ],
