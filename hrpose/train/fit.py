@@ -170,8 +170,8 @@ class _Run:
             "joints": (checkpoint.skeleton.joints, self.data.skeleton.joints),
             "persons": (training["persons"], len(self.data)),
         }
-        recipe = self.recipe.to_dict()
-        pairs |= {name: (training["recipe"].get(name), value) for name, value in recipe.items()}
+        saved = Recipe().to_dict() | training["recipe"]  # a field that is newer than the file had its default
+        pairs |= {name: (saved[name], value) for name, value in self.recipe.to_dict().items()}
         for name, (theirs, mine) in pairs.items():
             check(theirs == mine, where, f"is a run with {name} = {theirs}, asked to go on with {name} = {mine}")
         same = training.get("data", self.fingerprint) == self.fingerprint  # older files hold none

@@ -319,7 +319,7 @@ def test_resume_refuses_another_run(persons, folder, tmp_path):
 
 
 def test_goes_on_from_a_checkpoint_of_the_first_format(persons, folder, tmp_path, whole):
-    """Files of early versions have neither the fingerprint of the data nor the seconds."""
+    """Files of early versions have neither the fingerprint of the data nor the seconds, nor newer fields of recipes."""
 
     class Enough(Exception):
         pass
@@ -331,7 +331,10 @@ def test_goes_on_from_a_checkpoint_of_the_first_format(persons, folder, tmp_path
         run_fit(persons, folder, tmp_path, report=stop)
     checkpoint = load_checkpoint(tmp_path / LAST)
     del checkpoint.training["data"], checkpoint.training["progress"]["seconds"]
+    del checkpoint.training["recipe"]["hard_keypoints"]
     save_checkpoint(checkpoint, tmp_path / LAST)
+    with pytest.raises(InputError, match="a run with hard_keypoints = None, asked to go on with hard_keypoints = 3"):
+        run_fit(persons, folder, tmp_path, replace(TINY, hard_keypoints=3), resume=True)
     run_fit(persons, folder, tmp_path, resume=True)
     assert outcome(tmp_path) == whole
 
