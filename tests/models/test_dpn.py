@@ -6,7 +6,7 @@ from torch import nn
 
 from hrpose.errors import InputError
 from hrpose.models import create_model
-from hrpose.models.blocks import initialise
+from hrpose.models.blocks import DilatedConv2d, initialise
 from hrpose.models.dpn import DPN, DilationPyramidModule, dilations
 
 SIZE = (64, 48)  # H, W: small, not square, a multiple of 8
@@ -155,6 +155,32 @@ def test_widest_dilation_sees_only_its_centre_on_a_medium_map():
         block.conv2.weight[..., outer] = 0
         torch.testing.assert_close(block(small), before[0])
         assert (block(large) - before[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dilation", "size"), [(8, (8, 6)), (8, (8, 8)), (7, (8, 6)), (8, (6, 9)), (1, (1, 1)), (32, (32, 24))]
+)
+def test_centre_tap_alone_gives_the_same_values_and_gradients(dilation, size):
+    """Nothing differs from the full convolution, on either side of the size from which on the short cut is taken."""
+    torch.manual_seed(0)
+    conv = DilatedConv2d(5, 7, dilation=dilation).double()
+    x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
+    got, want = conv(x), nn.functional.conv2d(x, conv.weight, padding=dilation, dilation=dilation)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+    grad = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(got, [x, conv.weight], grad), torch.autograd.grad(want, [x, conv.weight], grad), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    outer = torch.autograd.grad(conv(x).sum(), conv.weight)[0].clone()
+    outer[..., 1, 1] = 0
+    assert (outer == 0).all() == (dilation >= max(size))
+
+
+def test_strided_convolution_has_no_short_cut():
+    conv = DilatedConv2d(1, 1, stride=2, dilation=2)
+    x = torch.randn(1, 1, 2, 2)
+    torch.testing.assert_close(conv(x), nn.functional.conv2d(x, conv.weight, stride=2, padding=2, dilation=2))
 
 
 @pytest.mark.parametrize("upsample", ["conv1x1", "plain"])
