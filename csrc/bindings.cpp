@@ -2,6 +2,7 @@
 // has checked and allocated everything; kernels run with the GIL released.
 #include "cpu/kernels.h"
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #ifdef HRPOSE_WITH_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -50,6 +51,31 @@ int64_t crop_fwd(Address image, Address transforms, Address inverses, Address ou
                                     threads});
 }
 
+std::vector<void *> pointers(const std::vector<Address> &addresses) {
+  std::vector<void *> result;
+  for (const Address address : addresses)
+    result.push_back(pointer<void>(address));
+  return result;
+}
+
+void ram_sum_fwd(const std::vector<Address> &inputs, const std::vector<int64_t> &factors, Address weights, Address out,
+                 Address workspace, int64_t room, int64_t n, int64_t h, int64_t w, int64_t c, int64_t share,
+                 int64_t step, bool bilinear, bool bfloat16, int threads) {
+  hrpose::active().ram_sum_fwd({pointers(inputs).data(), factors.data(), pointer<const float>(weights),
+                                pointer<void>(out), pointer<float>(workspace), room, n, h, w, c, share, step,
+                                int(factors.size()), bilinear, bfloat16, threads});
+}
+
+void ram_sum_bwd(Address grad, Address out, const std::vector<Address> &inputs, const std::vector<int64_t> &factors,
+                 Address weights, const std::vector<Address> &grads, Address weight_grads, Address workspace,
+                 int64_t room, int64_t n, int64_t h, int64_t w, int64_t c, int64_t share, bool bilinear, bool bfloat16,
+                 int threads) {
+  hrpose::active().ram_sum_bwd({pointer<const void>(grad), pointer<const void>(out), pointers(inputs).data(),
+                                factors.data(), pointer<const float>(weights), pointers(grads).data(),
+                                pointer<double>(weight_grads), pointer<float>(workspace), room, n, h, w, c, share,
+                                int(factors.size()), bilinear, bfloat16, threads});
+}
+
 #ifdef HRPOSE_WITH_CUDA
 void raise(const char *error) {
   if (error)
@@ -93,6 +119,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", hrpose::set_isa);
   m.def("decode_fwd", decode_fwd, release());
   m.def("crop_fwd", crop_fwd, release());
+  m.def("ram_sum_fwd", ram_sum_fwd, release());
+  m.def("ram_sum_bwd", ram_sum_bwd, release());
 #ifdef HRPOSE_WITH_CUDA
   m.attr("cuda_archs") = HRPOSE_CUDA_ARCHS;
   m.def("cuda_host", cuda_host);

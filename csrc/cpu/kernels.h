@@ -30,11 +30,41 @@ struct CropArgs {
   int threads;
 };
 
+// Images of h x w pixels of c values: n = N, c = C for channels_last; for NCHW every plane is an image, n = N C, c = 1.
+struct RamSumArgs {
+  const void *const *inputs; // m of (n, h / f, w / f, c), float or bfloat16, like `out`
+  const int64_t *factors;    // (m) f
+  const float *weights;      // (n / share, m), or null for ones
+  void *out;                 // (n, h, w, c)
+  float *workspace;          // (threads, room), room = w c (step + sum of (step + f - 2) / f + 2)
+  int64_t room, n, h, w, c, share; // share images have the weights of one sample
+  int64_t step;                    // rows that are computed at once, 1..8
+  int m;                           // 1..8
+  bool bilinear, bfloat16;
+  int threads;
+};
+
+struct RamSumGradArgs {
+  const void *grad, *out;    // (n, h, w, c)
+  const void *const *inputs; // as in RamSumArgs; read only with weights
+  const int64_t *factors;    // (m), ascending
+  const float *weights;      // (n / share, m), or null for ones
+  void *const *grads;        // m, of the shapes of the inputs
+  double *weight_grads;      // (n, m): of each image; written only with weights
+  float *workspace;          // (threads, room), room = (h + 2) w c + the sizes of maps of factors > 1, per image
+  int64_t room, n, h, w, c, share;
+  int m;
+  bool bilinear, bfloat16;
+  int threads;
+};
+
 struct Kernels {
   const char *isa;
   void (*decode_fwd)(const DecodeArgs &);
   // -1, or the index of the first transform that cannot be inverted; `out` is then untouched.
   int64_t (*crop_fwd)(const CropArgs &);
+  void (*ram_sum_fwd)(const RamSumArgs &);
+  void (*ram_sum_bwd)(const RamSumGradArgs &);
 };
 
 const Kernels &active();

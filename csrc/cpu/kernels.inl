@@ -13,6 +13,8 @@
 namespace {
 using hrpose::CropArgs;
 using hrpose::DecodeArgs;
+using hrpose::RamSumArgs;
+using hrpose::RamSumGradArgs;
 
 // Calls body(begin, end) on `workers` equal parts of 0..total. One worker runs in the calling thread without entering
 // OpenMP, so that a process forked after its parent used OpenMP (a data loader's worker) cannot hang.
@@ -28,9 +30,11 @@ template <class Body> void split(int64_t total, int workers, Body body) {
 
 #include "crop.inl"
 #include "decode.inl"
+#include "ram_sum.inl"
 } // namespace
 
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
-const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd};
+const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd, ram_sum_fwd,
+                                              ram_sum_bwd};
 } // namespace hrpose

@@ -1,28 +1,288 @@
-"""The weighted sum of resampled maps: HRNet's exchange unit, and Resolution-wise Attention's."""
+"""Weighted sum of maps resampled to one size, then ReLU: exchange units of HRNet and of Resolution-wise Attention."""
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+from hrpose.errors import InputError
+from hrpose.ops import _ext
+
+WHERE = "ram_sum"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/ram_sum.inl
+# Up to this many output values (two images of 32 x 64 x 48) waking other threads costs more than it saves.
+PARALLEL_ABOVE = 2 * 32 * 64 * 48
+STEP_VALUES = 512  # shorter rows are computed several at once, so that starting costs less than the work
+MAX_STEP = 8  # kMaxLines in csrc/cpu/ram_sum.inl
 
 
 def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolation: str = "nearest") -> Tensor:
-    """y[n] = relu( sum_h weights[n, h] * resample_h(inputs[h])[n] ), summed in the order of `inputs`.
+    """Sum of maps brought to the size of the largest, each sample weighing them its own way, then ReLU.
+
+        y[n] = relu( sum_h weights[n,h] * resample_h(inputs[h])[n] )        [RAM + GPR, eq. 3; HRNet without weights]
+
+        nearest:  resample(x)[y,x] = x[y // f, x // f]
+        bilinear: torch.nn.functional.interpolate with align_corners=False
+
+    The sum goes from left to right. The mean of resample_h(x) over its pixels is that of x, in real arithmetic and for
+    both interpolations: with whole factors every pixel of x contributes weights that add up to f^2. So attention may
+    pool its maps before they are resampled.
 
     Args:
-        inputs: M maps (N, C, H_h, W_h), each smaller than the largest by an integer factor.
-        weights: (N, M), None for ones.
+        inputs: M >= 1 maps (N, C, H / f_h, W / f_h) on one device, f_h >= 1 whole, N >= 0, others >= 1, in any order,
+            at least one with f_h = 1; float32, float64, bfloat16 or float16, brought to their common dtype.
+        weights: (N, M) floating point, None for ones. Used in float32 (float64 with float64 inputs).
         interpolation: "nearest" or "bilinear".
-    Returns: (N, C, H, W) of the largest.
+
+    Returns: (N, C, H, W) in the common dtype and the memory format (NCHW or channels_last) of the first input with
+        f_h = 1. bfloat16 and float16 are summed in float32 and rounded once. NaN stays NaN. Differentiable in inputs
+        and weights, twice too; the second derivative runs in plain PyTorch.
+    Raises: InputError on a wrong number of inputs, shape, dtype, device or interpolation.
+    Cost: reads each input and writes the output once; keeps the output for the gradient, with weights the inputs too.
+        float32 and bfloat16 on a CPU run on the kernel, if M <= 8; everything else, and whatever is being exported, on
+        `ram_sum_reference`.
     """
-    size = inputs[0].shape[2:]
-    for x in inputs:
-        size = x.shape[2:] if x.shape[2] > size[0] else size
-    total = None
+    tensors, weights, factors = _checked(inputs, weights, interpolation)
+    run = _fwd if _has_kernel(tensors[0], factors) and not _exporting() else _reference
+    return run(tensors, weights, factors, interpolation == "bilinear")
+
+
+def ram_sum_reference(
+    inputs: Sequence[Tensor], weights: Tensor | None = None, interpolation: str = "nearest"
+) -> Tensor:
+    """`ram_sum` in plain PyTorch, on any device. The kernel equals it bit for bit in float32 with "nearest"."""
+    tensors, weights, factors = _checked(inputs, weights, interpolation)
+    return _reference(tensors, weights, factors, interpolation == "bilinear")
+
+
+def _checked(
+    inputs: Sequence[Tensor], weights: Tensor | None, interpolation: str
+) -> tuple[list[Tensor], Tensor | None, list[int]]:
+    """Inputs in one dtype, weights in the dtype of the sum, the factors f_h."""
+    if interpolation != "nearest" and interpolation != "bilinear":
+        raise InputError(f"{WHERE}: interpolation must be 'nearest' or 'bilinear', got {interpolation!r}")
+    if not isinstance(inputs, (list, tuple)) or not inputs:
+        got = "none" if isinstance(inputs, (list, tuple)) else type(inputs).__name__
+        raise InputError(f"{WHERE}: inputs must be a list or tuple of at least one tensor, got {got}")
+    shapes = []
     for h, x in enumerate(inputs):
-        if x.shape[2:] != size:
-            x = F.interpolate(x, size, mode=interpolation)
+        _check_tensor(x, "inputs[{}]", h)
+        shape = x.shape
+        if len(shape) != 4 or 0 in shape[1:]:
+            raise InputError(f"{WHERE}: inputs[{h}] must be (N, C, H, W) with C, H, W >= 1, got {tuple(shape)}")
+        shapes.append(shape)
+
+    n, c, height, width = shapes[0]
+    for shape in shapes:
+        height, width = max(height, shape[2]), max(width, shape[3])
+    dtype, device, factors = inputs[0].dtype, inputs[0].device, []
+    for h, x in enumerate(inputs):
+        x_n, x_c, x_height, x_width = shapes[h]
+        if x_n != n or x_c != c:
+            raise InputError(f"{WHERE}: inputs[{h}] must have N = {n}, C = {c} like inputs[0], got {tuple(x.shape)}")
+        factor = height // x_height
+        if x_height * factor != height or x_width * factor != width:
+            raise InputError(
+                f"{WHERE}: inputs[{h}] must be smaller than {height} x {width}, the greatest height and width, by one "
+                f"whole factor in both directions, got {x_height} x {x_width}"
+            )
+        if x.device != device:
+            raise InputError(f"{WHERE}: inputs[{h}] must be on {device} like inputs[0], got {x.device}")
+        if x.dtype != dtype:
+            dtype = torch.promote_types(dtype, x.dtype)
+        factors.append(int(factor))
+
+    if weights is not None:
+        _check_tensor(weights, "weights")
+        if weights.shape != (n, len(inputs)):
+            raise InputError(
+                f"{WHERE}: weights must be (N, M) = ({n}, {len(inputs)}), one per sample and input, "
+                f"got {tuple(weights.shape)}"
+            )
+        if weights.device != device:
+            raise InputError(f"{WHERE}: weights must be on {device} like inputs, got {weights.device}")
+        weights = weights.to(_wide(dtype))
+    return [x if x.dtype == dtype else x.to(dtype) for x in inputs], weights, factors
+
+
+def _check_tensor(x: Tensor, name: str, index: int | None = None) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"{WHERE}: {name.format(index)} must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise InputError(f"{WHERE}: {name.format(index)} must be a dense tensor, got {x.layout}")
+    if x.dtype not in FLOATS:
+        raise InputError(f"{WHERE}: {name.format(index)} must be one of {', '.join(map(str, FLOATS))}, got {x.dtype}")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _exporting() -> bool:
+    """Is a graph being made for elsewhere, where nobody knows our ops? torch < 2.7 cannot tell for torch.export."""
+    return torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()
+
+
+def _has_kernel(x: Tensor, factors: Sequence[int]) -> bool:
+    return x.dtype in KERNEL_DTYPES and len(factors) <= KERNEL_TERMS and _ext.usable(x)
+
+
+def _reference(inputs: Sequence[Tensor], weights: Tensor | None, factors: Sequence[int], bilinear: bool) -> Tensor:
+    size = inputs[factors.index(1)].shape[2:]
+    total = None
+    for h, (x, factor) in enumerate(zip(inputs, factors, strict=True)):
+        x = x.to(_wide(x.dtype))
+        if factor > 1:
+            x = _resample(x, size, factor, bilinear)
         if weights is not None:
             x = x * weights[:, h, None, None, None]
         total = x if total is None else total + x
-    return total.relu()
+    return total.relu().to(inputs[0].dtype)
+
+
+def _resample(x: Tensor, size: Sequence[int], factor: int, bilinear: bool) -> Tensor:
+    if bilinear:
+        return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+    # PyTorch's "nearest" computes y * (1 / factor) in float32, which for some factors (49) rounds to the pixel before.
+    # For powers of two it is exact, and other runtimes know it better.
+    mode = "nearest-exact" if factor & (factor - 1) else "nearest"
+    return torch.nn.functional.interpolate(x, size, mode=mode)
+
+
+def _reference_backward(
+    grad: Tensor, out: Tensor, inputs: Sequence[Tensor], weights: Tensor | None, factors: Sequence[int], bilinear: bool
+) -> list[Tensor]:
+    """What ram_sum_bwd computes, in differentiable PyTorch."""
+    g = grad.masked_fill(out <= 0, 0).to(_wide(out.dtype))
+    adjoints = {f: _adjoint(g, f, bilinear) for f in factors}
+    if weights is None:
+        return [adjoints[f].to(out.dtype) for f in factors]
+    gradients = [(adjoints[f] * weights[:, h, None, None, None]).to(out.dtype) for h, f in enumerate(factors)]
+    products = [(adjoints[f] * x).sum((1, 2, 3)) for f, x in zip(factors, inputs, strict=True)]
+    return [*gradients, torch.stack(products, dim=1)]
+
+
+def _adjoint(g: Tensor, factor: int, bilinear: bool) -> Tensor:
+    """The transpose of _resample."""
+    if factor == 1:
+        return g
+    n, c, height, width = g.shape
+    h, w = height // factor, width // factor
+    if not bilinear:
+        return g.reshape(n, c, h, factor, w, factor).sum((3, 5))
+    return torch.ops.aten.upsample_bilinear2d_backward(g, [height, width], [n, c, h, w], False)
+
+
+def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
+    out = _fwd_fake(inputs, weights, factors, bilinear)
+    if not _has_kernel(out, factors):  # a graph of torch.compile, run without the native module
+        return out.copy_(_reference(inputs, weights, factors, bilinear))
+    form = _memory_format(out)
+    inputs = [x.contiguous(memory_format=form) for x in inputs]
+    weights = None if weights is None else weights.contiguous()
+    n, h, w, c, share = _images(out)
+    step = max(1, min(h, MAX_STEP, STEP_VALUES // (w * c)))
+    room = w * c * (step + sum([(step + f - 2) // f + 2 for f in factors]))
+    threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
+    workspace = torch.empty(threads * room)
+    _ext.kernels().ram_sum_fwd(
+        [x.data_ptr() for x in inputs],
+        factors,
+        0 if weights is None else weights.data_ptr(),
+        out.data_ptr(),
+        workspace.data_ptr(),
+        *(room, n, h, w, c, share, step, bilinear, out.dtype == torch.bfloat16, threads),
+    )
+    return out
+
+
+def _bwd_cpu(
+    grad: Tensor, out: Tensor, inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool
+) -> list[Tensor]:
+    if not _has_kernel(out, factors):
+        grads = _reference_backward(grad, out, inputs, weights, factors, bilinear)
+        return [g.clone(memory_format=_memory_format(out)) if g.ndim == 4 else g for g in grads]
+    form = _memory_format(out)
+    order = sorted(range(len(factors)), key=factors.__getitem__)
+    ascending = [factors[t] for t in order]
+    grads = _bwd_fake(grad, out, inputs, weights, factors, bilinear)
+    n, h, w, c, share = _images(out)
+    threads = torch.get_num_threads() if out.numel() > PARALLEL_ABOVE else 1
+    room = (h + 2) * w * c + sum(h // f * (w // f) * c for f in factors if f > 1)
+    workspace = torch.empty(threads * room)
+    inputs = [inputs[t].contiguous(memory_format=form) for t in order if weights is not None]
+    weights = None if weights is None else weights[:, order].contiguous()
+    products = torch.empty((n, len(factors)), dtype=torch.float64)
+    grad, out = grad.contiguous(memory_format=form), out.contiguous(memory_format=form)
+    _ext.kernels().ram_sum_bwd(
+        grad.data_ptr(),
+        out.data_ptr(),
+        [x.data_ptr() for x in inputs],
+        ascending,
+        0 if weights is None else weights.data_ptr(),
+        [grads[t].data_ptr() for t in order],
+        products.data_ptr(),
+        workspace.data_ptr(),
+        *(room, n, h, w, c, share, bilinear, out.dtype == torch.bfloat16, threads),
+    )
+    if weights is not None:
+        grads[-1][:, order] = products.reshape(-1, share, len(factors)).sum(1).to(grads[-1].dtype)
+    return grads
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
+
+
+def _images(out: Tensor) -> tuple[int, int, int, int, int]:
+    """What the kernel takes for images: how many, their h, w and c, and how many of them make one sample."""
+    n, c, h, w = out.shape
+    return (n * c, h, w, 1, c) if out.is_contiguous() else (n, h, w, c, 1)
+
+
+def _fwd_fake(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
+    x = inputs[factors.index(1)]
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
+def _bwd_fake(
+    grad: Tensor, out: Tensor, inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool
+) -> list[Tensor]:
+    n, c, h, w = out.shape
+    form = _memory_format(out)
+    grads = [
+        torch.empty((n, c, h // f, w // f), dtype=out.dtype, device=out.device, memory_format=form) for f in factors
+    ]
+    return grads if weights is None else [*grads, torch.empty_like(weights)]
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    tensors, weights, ctx.factors, ctx.bilinear = inputs
+    ctx.save_for_backward(output, weights, *([] if weights is None else tensors))
+
+
+def _backward(ctx, grad: Tensor) -> tuple:
+    out, weights, *inputs = ctx.saved_tensors
+    # While the gradient's own graph is recorded, autograd must see what it is made of.
+    run = _reference_backward if torch.is_grad_enabled() else torch.ops.hrpose.ram_sum_bwd
+    if weights is None:  # inputs of one factor have one gradient
+        distinct = list(dict.fromkeys(ctx.factors))
+        grads = dict(zip(distinct, run(grad, out, [], None, distinct, ctx.bilinear), strict=True))
+        return [grads[f] for f in ctx.factors], None, None, None
+    *grads, weight_grads = run(grad, out, inputs, weights, ctx.factors, ctx.bilinear)
+    return grads, weight_grads, None, None
+
+
+_ext.library.define("ram_sum_fwd(Tensor[] inputs, Tensor? weights, int[] factors, bool bilinear) -> Tensor")
+_ext.library.impl("ram_sum_fwd", _fwd_cpu, "CPU")
+torch.library.register_fake("hrpose::ram_sum_fwd", _fwd_fake, lib=_ext.library)
+_ext.library.define(
+    "ram_sum_bwd(Tensor grad, Tensor out, Tensor[] inputs, Tensor? weights, int[] factors, bool bilinear) -> Tensor[]"
+)
+_ext.library.impl("ram_sum_bwd", _bwd_cpu, "CPU")
+torch.library.register_fake("hrpose::ram_sum_bwd", _bwd_fake, lib=_ext.library)
+torch.library.register_autograd("hrpose::ram_sum_fwd", _backward, setup_context=_setup_context, lib=_ext.library)
+_fwd = torch.ops.hrpose.ram_sum_fwd.default
