@@ -17,7 +17,7 @@ from hrpose.data.dataset import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image
-from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
+from hrpose.infer.protocol import Protocol, check_model, check_pose_model, device_of, estimate
 from hrpose.skeleton import COCO17, Skeleton
 
 
@@ -76,6 +76,7 @@ class Predictor:
             )
         if device is not None:
             model = model.to(device)
+        check_pose_model(model)
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.device = device_of(model)
         self.size = as_size(size or (192, 256), "Predictor: size")

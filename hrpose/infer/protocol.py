@@ -58,10 +58,17 @@ def check_model(model: nn.Module, size: tuple[int, int], skeleton: Skeleton) -> 
 
     A model that does not say (``create_model``'s do) is asked by the first forward pass.
     """
+    check_pose_model(model)
     multiple = getattr(model, "size_multiple", 1)
     fits = size[0] % multiple == 0 and size[1] % multiple == 0
     check(fits, "model", f"takes inputs whose width and height are multiples of {multiple}, got {size[0]}x{size[1]}")
     check_joints(getattr(model, "hrpose_config", {}).get("num_keypoints", skeleton.num_joints), skeleton)
+
+
+def check_pose_model(model: nn.Module) -> None:
+    """Raise an InputError if the model is known to emit something else than heatmaps of keypoints."""
+    config = getattr(model, "hrpose_config", {"num_keypoints": 0})
+    check(config["num_keypoints"] is not None, "model", f"must emit heatmaps of keypoints, {config.get('name')} does not")
 
 
 def check_joints(heatmaps: int, skeleton: Skeleton) -> None:

@@ -212,6 +212,8 @@ def test_wrong_arguments(model, photo):
         Predictor(model, skeleton=HANDS, size=(30, 48))
     with pytest.raises(InputError, match="must have 17 heatmaps for COCO-17, has 3"):
         Predictor(model, skeleton=COCO17)
+    with pytest.raises(InputError, match="model: must emit heatmaps of keypoints, resnet50_cls does not"):
+        Predictor(create_model("resnet50_cls"))
     with pytest.raises(InputError, match=r"nowhere.pt: no such file"):
         Predictor(Path("nowhere.pt"))
 
