@@ -76,6 +76,30 @@ void ram_sum_bwd(Address grad, Address out, const std::vector<Address> &inputs, 
                                 int(factors.size()), bilinear, bfloat16, threads});
 }
 
+// The kernel and the measuring of its workspace take the same arguments.
+template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::BottlenecksArgs &)>
+Result bottlenecks(Address x, Address out, Address weights, Address biases, Address winograd, Address dilations,
+                   Address workspace, int64_t n, int64_t h, int64_t w, int64_t in_channels, int64_t mid,
+                   int64_t out_channels, int64_t blocks, int64_t stride, bool project, int threads) {
+  return (hrpose::active().*kernel)({pointer<const float>(x),
+                                     pointer<float>(out),
+                                     pointer<const float>(weights),
+                                     pointer<const float>(biases),
+                                     pointer<const float>(winograd),
+                                     pointer<const int64_t>(dilations),
+                                     pointer<void>(workspace),
+                                     n,
+                                     h,
+                                     w,
+                                     in_channels,
+                                     mid,
+                                     out_channels,
+                                     blocks,
+                                     stride,
+                                     project,
+                                     threads});
+}
+
 #ifdef HRPOSE_WITH_CUDA
 void raise(const char *error) {
   if (error)
@@ -121,6 +145,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("crop_fwd", crop_fwd, release());
   m.def("ram_sum_fwd", ram_sum_fwd, release());
   m.def("ram_sum_bwd", ram_sum_bwd, release());
+  m.def("bottlenecks_workspace", bottlenecks<int64_t, &hrpose::Kernels::bottlenecks_workspace>);
+  m.def("bottlenecks_fwd", bottlenecks<void, &hrpose::Kernels::bottlenecks_fwd>, release());
 #ifdef HRPOSE_WITH_CUDA
   m.attr("cuda_archs") = HRPOSE_CUDA_ARCHS;
   m.def("cuda_host", cuda_host);

@@ -58,6 +58,21 @@ struct RamSumGradArgs {
   int threads;
 };
 
+// A chain of residual bottlenecks, see bottlenecks.inl. Maps are NHWC; channels are multiples of 16.
+struct BottlenecksArgs {
+  const float *x; // (n, h, w, in_channels)
+  float *out;     // (n, ceil(h / stride), ceil(w / stride), out_channels)
+  // Panels of each block's W1 (mid x in), W2 (9 x mid x mid) and W3 (out x mid), then of the projection (out x in).
+  const float *weights;
+  const float *biases;      // of each block b1 (mid), b2 (mid), b3 (out)
+  const float *winograd;    // of each block (36 x mid x mid) in panels; null: always the direct 3x3
+  const int64_t *dilations; // (blocks)
+  void *workspace;          // of bottlenecks_workspace() bytes
+  int64_t n, h, w, in_channels, mid, out_channels, blocks, stride;
+  bool project; // the shortcut of block 0 is a projection
+  int threads;
+};
+
 struct Kernels {
   const char *isa;
   void (*decode_fwd)(const DecodeArgs &);
@@ -65,6 +80,8 @@ struct Kernels {
   int64_t (*crop_fwd)(const CropArgs &);
   void (*ram_sum_fwd)(const RamSumArgs &);
   void (*ram_sum_bwd)(const RamSumGradArgs &);
+  int64_t (*bottlenecks_workspace)(const BottlenecksArgs &);
+  void (*bottlenecks_fwd)(const BottlenecksArgs &);
 };
 
 const Kernels &active();

@@ -4,6 +4,13 @@
 // be merged across the units by the linker, and a baseline processor could then run its AVX-512 copy.
 #include "kernels.h"
 #include <cstring>
+#include <sched.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #define HRPOSE_PASTE(a, b) a##b
 #define HRPOSE_TABLE(isa) HRPOSE_PASTE(kernels_, isa)
@@ -11,6 +18,7 @@
 #define HRPOSE_STRING(isa) HRPOSE_TEXT(isa)
 
 namespace {
+using hrpose::BottlenecksArgs;
 using hrpose::CropArgs;
 using hrpose::DecodeArgs;
 using hrpose::RamSumArgs;
@@ -28,6 +36,19 @@ template <class Body> void split(int64_t total, int workers, Body body) {
     body(total * part / workers, total * (part + 1) / workers);
 }
 
+// Calls body(rank, size) once in each of at most `workers` workers: OpenMP may grant fewer.
+template <class Body> void team(int workers, Body body) {
+#ifdef _OPENMP
+  if (workers > 1) {
+#pragma omp parallel num_threads(workers)
+    body(omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#endif
+  body(0, 1);
+}
+
+#include "bottlenecks.inl"
 #include "crop.inl"
 #include "decode.inl"
 #include "ram_sum.inl"
@@ -35,6 +56,7 @@ template <class Body> void split(int64_t total, int workers, Body body) {
 
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
-const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd, ram_sum_fwd,
-                                              ram_sum_bwd};
+const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {
+    HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd, ram_sum_fwd, ram_sum_bwd, bottlenecks_workspace,
+    bottlenecks_fwd};
 } // namespace hrpose

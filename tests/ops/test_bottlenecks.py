@@ -1,0 +1,293 @@
+"""The fused bottlenecks against a loop over pixels and float64; its packing, threads, errors and registration."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hrpose.errors import InputError
+from hrpose.ops import BottleneckWeights, _ext, bottlenecks, bottlenecks_reference, pack_bottlenecks
+
+# Relative to the largest value. Float32 sums of a few hundred products; Winograd's transforms lose a digit of that.
+DIRECT, WINOGRAD = 1e-6, 4e-6
+PYRAMID = (32, 16, 8, 4, 2, 1)
+
+
+def random_blocks(rng, in_channels, mid, out, count, project=False):
+    """He's scale, so that values neither grow nor vanish; float64."""
+
+    def draw(*shape):
+        fan = int(np.prod(shape[1:])) if len(shape) > 1 else 100
+        return torch.from_numpy(rng.normal(size=shape) * (2 / fan) ** 0.5)
+
+    blocks = []
+    for index in range(count):
+        ins = out if index else in_channels
+        tensors = [draw(mid, ins), draw(mid), draw(mid, mid, 3, 3), draw(mid), draw(out, mid), draw(out)]
+        blocks.append(BottleneckWeights(*tensors, draw(out, ins) if project and not index else None))
+    return blocks
+
+
+def cast(blocks, dtype=torch.float32):
+    return [BottleneckWeights(*(None if t is None else t.to(dtype) for t in block)) for block in blocks]
+
+
+def random_maps(rng, *shape):
+    return torch.from_numpy(rng.normal(size=shape)).float().to(memory_format=torch.channels_last)
+
+
+def naive(x, blocks, dilations, stride=1):
+    """The equation, pixel by pixel in float64; x (C, H, W)."""
+    x = x.double().numpy()
+    for index, (block, d) in enumerate(zip(blocks, dilations, strict=True)):
+        w1, b1, w2, b2, w3, b3 = (t.double().numpy() for t in block[:6])
+        s = 1 if index else stride
+        h, w = x.shape[1:]
+        y = np.maximum(np.einsum("oc,chw->ohw", w1, x) + b1[:, None, None], 0)
+        out = np.empty((len(b3), -(-h // s), -(-w // s)))
+        for i, j in np.ndindex(out.shape[1:]):
+            z = b2.copy()
+            for ky, kx in np.ndindex(3, 3):
+                row, col = i * s + (ky - 1) * d, j * s + (kx - 1) * d
+                if 0 <= row < h and 0 <= col < w:
+                    z += w2[:, :, ky, kx] @ y[:, row, col]
+            pixel = x[:, i * s, j * s]
+            shortcut = pixel if block.projection is None else block.projection.double().numpy() @ pixel
+            out[:, i, j] = np.maximum(shortcut + w3 @ np.maximum(z, 0) + b3, 0)
+        x = out
+    return torch.from_numpy(x)
+
+
+def relative_error(got, want):
+    assert got.shape == want.shape
+    return float((got.double() - want).abs().max() / want.abs().max()) if want.numel() else 0.0
+
+
+# (N, H, W), (in, mid, out), dilations, stride
+SMALL = [
+    ((1, 1, 1), (16, 16, 16), (1, 2), 1),
+    ((2, 5, 7), (16, 48, 32), (3, 1, 9), 1),  # a projection; a panel of half width; a dilation beyond the map
+    ((1, 8, 9), (32, 16, 48), (1, 2), 2),
+    ((1, 7, 6), (48, 32, 16), (2, 6), 3),
+    ((1, 4, 13), (16, 16, 16), (5, 4, 3), 1),
+    ((3, 9, 4), (16, 16, 16), (8, 7, 1), 1),
+]
+
+
+@pytest.mark.parametrize(("maps", "widths", "dilations", "stride"), SMALL, ids=str)
+def test_equals_the_loop(isa, rng, maps, widths, dilations, stride):
+    project = widths[0] != widths[2] or stride != 1
+    blocks = random_blocks(rng, *widths, len(dilations), project)
+    n, h, w = maps
+    x = random_maps(rng, n, widths[0], h, w)
+    want = torch.stack([naive(image, blocks, dilations, stride) for image in x])
+    packed = pack_bottlenecks(cast(blocks), dilations, stride)
+    assert relative_error(bottlenecks(x, packed), want) < WINOGRAD
+    assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
+    assert relative_error(bottlenecks_reference(x, packed), want) < DIRECT
+    exact = pack_bottlenecks(blocks, dilations, stride)
+    assert relative_error(bottlenecks_reference(x.double(), exact), want) < 1e-14
+    assert relative_error(bottlenecks(x.double(), exact), want) < 1e-14
+
+
+# The networks' own: dilation pyramid modules, DPN's conv1 and conv2, and a module on a map of 4:3.
+REAL = [
+    ((1, 32, 24), (256, 64, 256), PYRAMID, 1),
+    ((2, 32, 24), (128, 32, 128), PYRAMID[::-1], 1),
+    ((1, 64, 48), (64, 64, 256), (1, 1, 1), 1),
+    ((1, 48, 64), (256, 128, 512), (1, 1), 2),
+    ((1, 24, 32), (128, 32, 128), PYRAMID, 1),
+]
+
+
+@pytest.mark.parametrize(("maps", "widths", "dilations", "stride"), REAL, ids=str)
+def test_real_shapes(isa, rng, maps, widths, dilations, stride):
+    project = widths[0] != widths[2] or stride != 1
+    blocks = random_blocks(rng, *widths, len(dilations), project)
+    n, h, w = maps
+    x = random_maps(rng, n, widths[0], h, w)
+    want = bottlenecks_reference(x.double(), pack_bottlenecks(blocks, dilations, stride))
+    packed = pack_bottlenecks(cast(blocks), dilations, stride)
+    got = bottlenecks(x, packed)
+    assert got.is_contiguous(memory_format=torch.channels_last) or h * w == 1
+    assert relative_error(got, want) < WINOGRAD
+    assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
+
+
+@pytest.mark.parametrize("dilation", range(1, 33))
+def test_every_dilation(rng, dilation):
+    """17 x 11: one rectangle to nine, Winograd's tiles cut off at either side, the centre alone from 17 on."""
+    blocks = random_blocks(rng, 16, 16, 16, 2)
+    x = random_maps(rng, 1, 16, 17, 11)
+    want = bottlenecks_reference(x.double(), pack_bottlenecks(blocks, (dilation, 1)))
+    packed = pack_bottlenecks(cast(blocks), (dilation, 1))
+    assert relative_error(bottlenecks(x, packed), want) < WINOGRAD
+    assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
+
+
+def test_winograd_runs_where_it_saves_products(isa, rng):
+    """Poisoned factors show up for d = 1, 2, 4, 8 on 32x24, and for no dilation of 16 or 32, nor with a stride."""
+    if isa is None:
+        pytest.skip(str(_ext.why_reference()))
+    blocks, x = cast(random_blocks(rng, 32, 32, 32, 1, True)), random_maps(rng, 1, 32, 32, 24)
+    taken = {}
+    for key in [(d, 1) for d in PYRAMID] + [(1, 2)]:
+        packed = pack_bottlenecks(blocks, key[:1], key[1])
+        poisoned = packed._replace(winograd=torch.full_like(packed.winograd, torch.nan))
+        taken[key] = bool(bottlenecks(x, poisoned).isnan().any())
+    assert taken == {
+        (32, 1): False,
+        (16, 1): False,
+        (8, 1): True,
+        (4, 1): True,
+        (2, 1): True,
+        (1, 1): True,
+        (1, 2): False,
+    }
+
+
+def test_taps_outside_the_map_are_not_read(isa, rng):
+    """With d beyond the map only the centre tap counts: the others may be NaN, and a lone pixel's NaN stays alone."""
+    if isa is None:
+        pytest.skip(str(_ext.why_reference()))
+    (block,) = cast(random_blocks(rng, 16, 16, 16, 1))
+    w2 = torch.full_like(block.w2, torch.nan)
+    w2[:, :, 1, 1] = block.w2[:, :, 1, 1]
+    x = random_maps(rng, 2, 16, 6, 5)
+    want = bottlenecks(x, pack_bottlenecks([block], [6]))
+    got = bottlenecks(x, pack_bottlenecks([block._replace(w2=w2)], [6]))
+    assert torch.equal(got, want) and not got.isnan().any()
+    x[1, :, 2, 3] = torch.nan
+    got = bottlenecks(x, pack_bottlenecks([block], [6]))
+    assert got.isnan().any(1).nonzero().tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("n", range(6))
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_threads_change_nothing(rng, monkeypatch, n, threads):
+    """Images and strips are split otherwise; every pixel is computed in the same order."""
+    blocks = cast(random_blocks(rng, 32, 16, 48, 3, True))
+    packed = pack_bottlenecks(blocks, (1, 2, 5), 2)
+    x = random_maps(rng, n, 32, 21, 18)
+    want = bottlenecks(x, packed)
+    monkeypatch.setattr(sys.modules[bottlenecks.__module__], "PARALLEL_ABOVE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for _ in range(3):
+        assert torch.equal(bottlenecks(x, packed), want)
+    assert relative_error(want, bottlenecks_reference(x, packed).double()) < WINOGRAD
+
+
+def test_eight_threads_on_fewer_cores(isa, rng, monkeypatch):
+    packed = pack_bottlenecks(cast(random_blocks(rng, 64, 16, 64, 6)), PYRAMID)
+    x = random_maps(rng, 3, 64, 32, 24)
+    want = bottlenecks(x, packed)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert torch.equal(bottlenecks(x, packed), want)
+
+
+def test_layouts_and_gradients(isa, rng):
+    blocks = cast(random_blocks(rng, 16, 16, 16, 2))
+    packed = pack_bottlenecks(blocks, (1, 2))
+    x = random_maps(rng, 2, 16, 9, 7)
+    want, before = bottlenecks(x, packed), x.clone()
+    assert torch.equal(x, before)
+    assert torch.equal(bottlenecks(x.contiguous(), packed), want)
+    wide = torch.full((2, 40, 9, 20), torch.nan)
+    wide[:, 3:35:2, :, 5:12] = x
+    assert torch.equal(bottlenecks(wide[:, 3:35:2, :, 5:12], packed), want)
+    assert torch.equal(bottlenecks(x.numpy(), packed), want)
+    assert not bottlenecks(x.clone().requires_grad_(), packed).requires_grad
+    assert not any(
+        t.requires_grad for t in pack_bottlenecks([b._replace(w1=b.w1.requires_grad_()) for b in blocks], (1, 2))[:3]
+    )
+
+
+def test_weights_survive_packing(rng):
+    """The reference unpacks: an identity of 48 channels, one panel and a half, comes back as one."""
+    zero, eye = torch.zeros(48), torch.eye(48)
+    w2 = torch.zeros(48, 48, 3, 3)
+    w2[:, :, 0, 2] = eye
+    packed = pack_bottlenecks([BottleneckWeights(eye, zero, w2, zero, eye, zero)], [1])
+    x = random_maps(rng, 1, 48, 4, 5).relu()
+    shifted = torch.zeros_like(x)
+    shifted[:, :, 1:, :-1] = x[:, :, :-1, 1:]
+    assert torch.equal(bottlenecks_reference(x, packed), x + shifted)
+
+
+def changed(index=0, **fields):
+    blocks = cast(random_blocks(np.random.default_rng(0), 16, 16, 32, 2, True))
+    blocks[index] = blocks[index]._replace(**fields)
+    return {"blocks": blocks}
+
+
+PACK_ERRORS = [
+    ({"blocks": []}, "blocks must be at least one, got none"),
+    ({"dilations": (1,)}, "dilations must be 2, one per block, got 1"),
+    ({"dilations": (1, 0)}, r"stride and dilations must be integers >= 1, got 1 and \[1, 0\]"),
+    ({"stride": 1.0}, r"stride and dilations must be integers >= 1, got 1.0 and \[1, 1\]"),
+    (changed(w1=torch.zeros(16)), r"w1 of block 0 must be \(mid, in\), got \(16,\)"),
+    (changed(w1=torch.zeros(16, 24)), "in width must be a multiple of 16, got 24"),
+    (changed(w1=torch.zeros(0, 16)), "mid width must be a multiple of 16, got 0"),
+    (changed(w3=torch.zeros(40, 16)), "out width must be a multiple of 16, got 40"),
+    (changed(1, w2=torch.zeros(16, 16, 3)), r"w2 of block 1 must be \(16, 16, 3, 3\), got \(16, 16, 3\)"),
+    (changed(b3=torch.zeros(16)), r"b3 of block 0 must be \(32,\), got \(16,\)"),
+    (changed(1, b1=torch.zeros(16).double()), "b1 of block 1 must be torch.float32 on cpu, got torch.float64 on cpu"),
+    (changed(w1=torch.zeros(16, 16).int()), "w1 of block 0 must be floating point, got torch.int32 on cpu"),
+    (changed(projection=torch.zeros(16, 16)), r"projection of block 0 must be \(32, 16\), got \(16, 16\)"),
+    (changed(1, projection=torch.zeros(32, 32)), "projection of block 1 must be None, got a tensor"),
+    (changed(projection=None), "must be a tensor where width or size change, got None for 16 -> 32 channels, stride 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), PACK_ERRORS, ids=[message[:40] for _, message in PACK_ERRORS])
+def test_packing_names_mistakes(change, message):
+    with pytest.raises(InputError, match=f"^bottlenecks: .*{message}$"):
+        pack_bottlenecks(**({**changed(), "dilations": (1, 1), "stride": 1} | change))
+
+
+MAPS = torch.zeros(2, 16, 5, 6)
+ERRORS = [
+    (MAPS[0], r"x must be \(N, 16, H, W\) with H, W >= 1, got \(16, 5, 6\)"),
+    (MAPS[:, :8], r"x must be \(N, 16, H, W\) with H, W >= 1, got \(2, 8, 5, 6\)"),
+    (MAPS[:, :, :0], r"got \(2, 16, 0, 6\)"),
+    (MAPS.double(), "x must be torch.float32 on cpu like the packed weights, got torch.float64 on cpu"),
+    (MAPS.to("meta"), "x must be torch.float32 on cpu like the packed weights, got torch.float32 on meta"),
+    (MAPS.to_sparse(), "x must be a dense tensor, got torch.sparse_coo"),
+    ("maps", "x must be a tensor or an array of numbers, got str"),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), ERRORS, ids=[message[:50] for _, message in ERRORS])
+@pytest.mark.parametrize("function", [bottlenecks, bottlenecks_reference])
+def test_mistakes_are_named(function, x, message):
+    with pytest.raises(InputError, match=f"^bottlenecks: .*{message}"):
+        function(x, pack_bottlenecks(**changed(), dilations=(1, 1)))
+
+
+def test_registration_and_compile(rng):
+    packed = pack_bottlenecks(cast(random_blocks(rng, 16, 16, 32, 2, True)), (1, 3), 2)
+    x = random_maps(rng, 2, 16, 9, 7)
+    torch.library.opcheck(torch.ops.hrpose.bottlenecks.default, (x, *packed))
+
+    def double(maps):
+        return bottlenecks(maps * 2, packed)
+
+    want = double(x)
+    assert torch.equal(torch.compile(double, fullgraph=True, backend="eager")(x), want)
+
+    class Module(torch.nn.Module):
+        forward = staticmethod(double)
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(Module(), (x,), dynamic_shapes=[{0: batch}])
+    three = torch.cat((x, x[:1]))
+    assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), double(three))
+    assert bottlenecks(x[:0], packed).shape == (0, 32, 5, 4)
+
+
+def test_other_devices_and_dtypes_take_the_reference(rng):
+    blocks = random_blocks(rng, 16, 16, 16, 2)
+    meta = [BottleneckWeights(*(None if t is None else t.to("meta") for t in block)) for block in blocks]
+    y = bottlenecks(torch.zeros(2, 16, 5, 4, dtype=torch.float64, device="meta"), pack_bottlenecks(meta, (1, 2)))
+    assert y.shape == (2, 16, 5, 4) and y.device.type == "meta" and y.dtype == torch.float64
