@@ -68,7 +68,8 @@ def check_model(model: nn.Module, size: tuple[int, int], skeleton: Skeleton) -> 
 def check_pose_model(model: nn.Module) -> None:
     """Raise an InputError if the model is known to emit something else than heatmaps of keypoints."""
     config = getattr(model, "hrpose_config", {"num_keypoints": 0})
-    check(config["num_keypoints"] is not None, "model", f"must emit heatmaps of keypoints, {config.get('name')} does not")
+    rule = f"must emit heatmaps of keypoints, {config.get('name')} does not"
+    check(config["num_keypoints"] is not None, "model", rule)
 
 
 def check_joints(heatmaps: int, skeleton: Skeleton) -> None:
