@@ -38,7 +38,7 @@ class DilatedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride[0] == 1 and self.dilation[0] >= max(x.shape[2], x.shape[3]):
-            return F.conv2d(x, self.weight[:, :, 1:2, 1:2])
+            return F.conv2d(x, self.weight[:, :, 1:2, 1:2], self.bias)
         return super().forward(x)
 
 
