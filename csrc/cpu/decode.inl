@@ -18,6 +18,9 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
+constexpr int64_t kCacheLine = 16;   // floats
+constexpr int64_t kCached = 1 << 18; // floats, 1 MiB: what the network has just written is still in the L2 cache
+
 template <int lanes> struct Vector {
   typedef float Floats __attribute__((vector_size(lanes * 4)));
   typedef int32_t Ints __attribute__((vector_size(lanes * 4)));
@@ -68,7 +71,7 @@ struct Best {
 // Maximum, its first index and whether there is a NaN, in a map of at least `rows` rows, `lanes` columns. `rows` rows
 // go side by side, lest each comparison wait for the one before. The last vector of a row and the last rows of a map
 // overlap those before: seeing a value twice changes nothing.
-template <int lanes, int rows, bool merge> inline Best scan(const Map &map, const Map &next) {
+template <int lanes, int rows, bool merge> inline Best scan(const Map &map, const Map *next) {
   using Floats = typename Vector<lanes>::Floats;
   using Ints = typename Vector<lanes>::Ints;
   Floats highest[rows];
@@ -78,15 +81,19 @@ template <int lanes, int rows, bool merge> inline Best scan(const Map &map, cons
 
   for (int64_t step_y = 0; step_y < map.h; step_y += rows) {
     const int64_t y = step_y < map.h - rows ? step_y : map.h - rows;
+    if (next)
+      for (int64_t i = y * map.w; i < (y + rows) * map.w; i += kCacheLine) {
+        __builtin_prefetch(next->direct + i, 0, 2);
+        if (merge)
+          __builtin_prefetch(next->mirror + i, 0, 2);
+      }
     for (int64_t step_x = 0; step_x < map.w; step_x += lanes) {
       const int64_t x = step_x < map.w - lanes ? step_x : map.w - lanes;
       const Ints here = Ints{} + int32_t(y * map.w + x);
       for (int row = 0; row < rows; ++row) {
         const int64_t i = (y + row) * map.w + x;
         Floats v = load<Floats>(map.direct + i);
-        __builtin_prefetch(next.direct + i, 0, 2);
         if (merge) {
-          __builtin_prefetch(next.mirror + i, 0, 2);
           const float *partners = map.mirror + (y + row + 1) * map.w - lanes - x; // of columns x.. but for the shift
           // Column 0 has no left neighbour: it stays where it is, and column 1 has the same partner.
           v += x == 0 && map.shift ? reversed<lanes, 1>(load<Floats>(partners))
@@ -101,18 +108,28 @@ template <int lanes, int rows, bool merge> inline Best scan(const Map &map, cons
     }
   }
 
-  Best best = {highest[0][0], at[0][0], false};
-  for (int row = 0; row < rows; ++row)
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int64_t index = at[row][lane] + row * map.w + lane;
-      best.nan = best.nan || unordered[lane];
-      if (highest[row][lane] > best.value || (highest[row][lane] == best.value && index < best.index))
-        best.value = highest[row][lane], best.index = index;
-    }
-  return best;
+  float values[rows * lanes];
+  int32_t indices[rows * lanes], nans[lanes];
+  memcpy(values, highest, sizeof values);
+  memcpy(indices, at, sizeof indices);
+  memcpy(nans, &unordered, sizeof nans);
+  float best = values[0];
+  int nan = 0, index = INT32_MAX;
+#pragma omp simd reduction(max : best)
+  for (int i = 0; i < rows * lanes; ++i)
+    best = values[i] > best ? values[i] : best;
+#pragma omp simd reduction(min : index)
+  for (int i = 0; i < rows * lanes; ++i) {
+    const int here = indices[i] + i % lanes + i / lanes * int(map.w);
+    index = values[i] == best && here < index ? here : index;
+  }
+#pragma omp simd reduction(| : nan)
+  for (int i = 0; i < lanes; ++i)
+    nan |= nans[i];
+  return {best, index, nan != 0};
 }
 
-template <bool merge> inline Best scan(const Map &map, const Map &next) {
+template <bool merge> inline Best scan(const Map &map, const Map *next) {
   if (map.w >= kLanes)
     return map.h > 1 ? scan<kLanes, 2, merge>(map, next) : scan<kLanes, 1, merge>(map, next);
   return map.w >= 4 ? scan<4, 1, merge>(map, next) : scan<1, 1, merge>(map, next);
@@ -120,7 +137,7 @@ template <bool merge> inline Best scan(const Map &map, const Map &next) {
 
 inline float quarter_step(float low, float high) { return high > low ? 0.25f : high < low ? -0.25f : 0.0f; }
 
-inline void decode_map(const Map &map, const Map &next, bool quarter, const double *transform, float *keypoint,
+inline void decode_map(const Map &map, const Map *next, bool quarter, const double *transform, float *keypoint,
                        float *score) {
   // Without merging, the rows of a narrow map are as good as one long one.
   const Map rows = map.mirror || map.w >= kLanes ? map : Map{map.direct, nullptr, 1, map.h * map.w, 0};
@@ -148,11 +165,12 @@ void decode_fwd(const DecodeArgs &args) {
       mirror += (m - m % args.k + args.perm[m % args.k]) * size;
     return Map{args.heatmaps + m * size, mirror, args.h, args.w, args.shift};
   };
+  const bool far = args.n * args.k * size * (args.flipped ? 2 : 1) > kCached;
   split(args.n * args.k, args.threads, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
+      const Map map = map_at(m), next = map_at(m + 1 < end ? m + 1 : m);
       const double *transform = args.transforms ? args.transforms + m / args.k * 6 : nullptr;
-      decode_map(map_at(m), map_at(m + 1 < end ? m + 1 : m), args.quarter, transform, args.keypoints + m * 2,
-                 args.scores + m);
+      decode_map(map, far ? &next : nullptr, args.quarter, transform, args.keypoints + m * 2, args.scores + m);
     }
   });
 }
