@@ -10,14 +10,6 @@
 // that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets a
 // core half of the memory's bandwidth.
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
 constexpr int64_t kCacheLine = 16;   // floats
 constexpr int64_t kCached = 1 << 18; // floats, 1 MiB: what the network has just written is still in the L2 cache
 
