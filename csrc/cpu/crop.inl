@@ -76,9 +76,13 @@ template <bool opencv4> inline int32_t whole(double source, float &fraction) {
     fraction = float(steps >> 5 & (kSteps - 1));
     return steps >> 10;
   }
-  const int32_t below = steps - (source < steps);
-  fraction = float(source - double(below));
-  return below;
+#if defined(__SSE4_1__) || defined(__aarch64__) // one instruction
+  const double below = __builtin_floor(source);
+#else
+  const double below = steps - (source < steps);
+#endif
+  fraction = float(source - below);
+  return int32_t(below);
 }
 
 template <bool opencv4, bool near>
@@ -142,8 +146,13 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
   const auto zero = [&](int i) { p.upper[2 * i] = p.upper[2 * i + 1] = p.lower[2 * i] = p.lower[2 * i + 1] = 0; };
   tested(begin, inner_begin);
   for (int i = inner_begin; i < inner_end; ++i) {
-    memcpy(p.upper + 2 * i, a.image + p.at[i], 8);
-    memcpy(p.lower + 2 * i, a.image + stride + p.at[i], 8);
+    uint64_t upper, lower;
+    memcpy(&upper, a.image + p.at[i], 8);
+    memcpy(&lower, a.image + stride + p.at[i], 8);
+    // Through general registers: collected in vectors they would queue for the one port that inserts.
+    __asm__("" : "+r"(upper), "+r"(lower));
+    memcpy(p.upper + 2 * i, &upper, 8);
+    memcpy(p.lower + 2 * i, &lower, 8);
   }
   tested(inner_end, end);
 
