@@ -20,12 +20,19 @@ constexpr int kFixed = 1024; // opencv4: coordinates count 1/1024 px ...
 constexpr int kSteps = 32;   // ... and are then rounded to 1/32 px
 // Coordinates are clamped to +-kFar before they become int32. Images end at 2^20 px = kFar / kFixed: still outside.
 constexpr double kFar = 1 << 30;
+constexpr int64_t kFarBytes = int64_t(1) << 32;
 
 struct Piece {
   alignas(64) int32_t ix[kPiece], iy[kPiece]; // top left neighbour
+  alignas(64) uint32_t at[kPiece];            // its first byte in the image, modulo 2^32
   alignas(64) float fx[kPiece], fy[kPiece];   // fractions: of 1 (exact), of kSteps (opencv4)
-  alignas(64) uint32_t t00[kPiece], t01[kPiece]; // taps: top left and right
-  alignas(64) uint32_t t10[kPiece], t11[kPiece]; // bottom left and right
+  // Taps of the upper and of the lower image row, eight bytes per pixel: three of the left neighbour, three of the
+  // right one, two of anything.
+  alignas(64) uint32_t upper[2 * kPiece], lower[2 * kPiece];
+};
+
+struct Columns {
+  alignas(64) double x[kPiece], y[kPiece]; // what a column adds to the source coordinates
 };
 
 // NaN becomes -kFar, so that no value reaches an integer conversion it does not fit.
@@ -42,60 +49,63 @@ inline double round_even(double v) {
   return (v + kMagic) - kMagic;
 }
 
-inline void exact_coordinates(const double *inverse, int64_t x0, int64_t y, int count, Piece &p) {
-  const double base_x = inverse[1] * double(y) + inverse[2], base_y = inverse[4] * double(y) + inverse[5];
+// What column x adds to the source coordinates of a pixel. cv::warpAffine rounds it to 1/1024 px, row terms likewise,
+// and their sum to 1/32 px, for which half a step is added to the row term.
+template <bool opencv4> inline double column_term(double step, double x) {
+  return opencv4 ? round_even(step * x * kFixed) : step * x;
+}
+
+template <bool opencv4> inline double row_term(const double *inverse_row, double y) {
+  const double term = inverse_row[1] * y + inverse_row[2];
+  return opencv4 ? round_even(term * kFixed) + kFixed / kSteps / 2 : term;
+}
+
+template <bool opencv4> inline void column_terms(const double *inverse, int64_t x0, int count, Columns &columns) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
     const double x = double(int32_t(x0) + i);
-    const double sx = clamp_far(inverse[0] * x + base_x), sy = clamp_far(inverse[3] * x + base_y);
-    const int32_t tx = int32_t(sx), ty = int32_t(sy); // toward zero; one less below zero makes it a floor
-    p.ix[i] = tx - (sx < tx);
-    p.iy[i] = ty - (sy < ty);
-    p.fx[i] = float(sx - double(p.ix[i]));
-    p.fy[i] = float(sy - double(p.iy[i]));
+    columns.x[i] = column_term<opencv4>(inverse[0], x);
+    columns.y[i] = column_term<opencv4>(inverse[3], x);
   }
 }
 
-// cv::warpAffine: column and row terms are rounded to 1/1024 px apart, their sum to 1/32 px (half a step is added to
-// the row term); weights are whole 1/1024ths.
-inline void fixed_coordinates(const double *inverse, int64_t x0, int64_t y, int count, Piece &p) {
-  const double half_step = kFixed / kSteps / 2;
-  const double base_x = round_even((inverse[1] * double(y) + inverse[2]) * kFixed) + half_step;
-  const double base_y = round_even((inverse[4] * double(y) + inverse[5]) * kFixed) + half_step;
+// Whole part and fraction of a source coordinate.
+template <bool opencv4> inline int32_t whole(double source, float &fraction) {
+  const int32_t steps = int32_t(source); // toward zero
+  if (opencv4) {                         // 1/1024 px
+    fraction = float(steps >> 5 & (kSteps - 1));
+    return steps >> 10;
+  }
+#if defined(__SSE4_1__) || defined(__aarch64__) // one instruction
+  const double below = __builtin_floor(source);
+#else
+  const double below = steps - (source < steps);
+#endif
+  fraction = float(source - below);
+  return int32_t(below);
+}
+
+template <bool opencv4, bool near>
+inline void coordinates(const Columns &columns, double base_x, double base_y, int64_t stride, int count, Piece &p) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
-    const double x = double(int32_t(x0) + i);
-    const int32_t tx = int32_t(clamp_far(round_even(inverse[0] * x * kFixed) + base_x)) >> 5;
-    const int32_t ty = int32_t(clamp_far(round_even(inverse[3] * x * kFixed) + base_y)) >> 5;
-    p.ix[i] = tx >> 5;
-    p.iy[i] = ty >> 5;
-    p.fx[i] = float(tx & (kSteps - 1));
-    p.fy[i] = float(ty & (kSteps - 1));
+    const double x = columns.x[i] + base_x, y = columns.y[i] + base_y;
+    const int32_t ix = whole<opencv4>(near ? x : clamp_far(x), p.fx[i]);
+    const int32_t iy = whole<opencv4>(near ? y : clamp_far(y), p.fy[i]);
+    p.ix[i] = ix;
+    p.iy[i] = iy;
+    p.at[i] = uint32_t(iy) * uint32_t(stride) + uint32_t(ix) * 3;
   }
 }
 
-inline uint32_t load4(const uint8_t *bytes) {
-  uint32_t word;
-  memcpy(&word, bytes, 4);
-  return word;
-}
-
-// Both taps of one image row. Left keeps its channels in bytes 0-2, right in bytes 1-3: the two words then span exactly
-// the six bytes of the two pixels, and the last pixel of the image is never overrun.
-inline void gather_inside(const uint8_t *pixel, uint32_t &left, uint32_t &right) {
-  left = load4(pixel);
-  right = load4(pixel + 2);
-}
-
-inline void gather_tested(const CropArgs &a, int64_t x, int64_t y, uint32_t &left, uint32_t &right) {
-  left = right = 0;
-  if (y < 0 || y >= a.image_h)
-    return;
-  const uint8_t *row = a.image + y * a.image_w * 3;
-  if (x >= 0 && x < a.image_w)
-    left = row[x * 3] | uint32_t(row[x * 3 + 1]) << 8 | uint32_t(row[x * 3 + 2]) << 16;
-  if (x + 1 >= 0 && x + 1 < a.image_w)
-    right = uint32_t(row[x * 3 + 3]) << 8 | uint32_t(row[x * 3 + 4]) << 16 | uint32_t(row[x * 3 + 5]) << 24;
+// Both taps of one image row, zeros for those outside.
+inline void gather_tested(const CropArgs &a, int64_t x, int64_t y, uint32_t *taps) {
+  uint8_t bytes[8] = {};
+  if (y >= 0 && y < a.image_h)
+    for (int i = 0; i < 2; ++i)
+      if (x + i >= 0 && x + i < a.image_w)
+        memcpy(bytes + 3 * i, a.image + (y * a.image_w + x + i) * 3, 3);
+  memcpy(taps, bytes, 8);
 }
 
 inline bool touches(const CropArgs &a, int32_t x, int32_t y) {
@@ -118,61 +128,98 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
   while (inner_end > inner_begin && !inside(a, p.ix[inner_end - 1], p.iy[inner_end - 1]))
     --inner_end;
 
+  // Eight bytes would overrun the image where the taps end with its last pixel; such a row is tested throughout.
+  const int64_t stride = a.image_w * 3, last = (a.image_h - 1) * stride - 8;
+  uint32_t highest = 0;
+#pragma omp simd reduction(max : highest)
+  for (int i = inner_begin; i < inner_end; ++i)
+    highest = p.at[i] > highest ? p.at[i] : highest;
+  if (highest > last || a.image_h * stride > kFarBytes)
+    inner_end = inner_begin;
+
   const auto tested = [&](int from, int to) {
     for (int i = from; i < to; ++i) {
-      gather_tested(a, p.ix[i], p.iy[i], p.t00[i], p.t01[i]);
-      gather_tested(a, p.ix[i], int64_t(p.iy[i]) + 1, p.t10[i], p.t11[i]);
+      gather_tested(a, p.ix[i], p.iy[i], p.upper + 2 * i);
+      gather_tested(a, p.ix[i], int64_t(p.iy[i]) + 1, p.lower + 2 * i);
     }
   };
+  const auto zero = [&](int i) { p.upper[2 * i] = p.upper[2 * i + 1] = p.lower[2 * i] = p.lower[2 * i + 1] = 0; };
   tested(begin, inner_begin);
-  const int64_t stride = a.image_w * 3;
   for (int i = inner_begin; i < inner_end; ++i) {
-    const uint8_t *pixel = a.image + p.iy[i] * stride + p.ix[i] * int64_t(3);
-    gather_inside(pixel, p.t00[i], p.t01[i]);
-    gather_inside(pixel + stride, p.t10[i], p.t11[i]);
+    uint64_t upper, lower;
+    memcpy(&upper, a.image + p.at[i], 8);
+    memcpy(&lower, a.image + stride + p.at[i], 8);
+    // Through general registers: collected in vectors they would queue for the one port that inserts.
+    __asm__("" : "+r"(upper), "+r"(lower));
+    memcpy(p.upper + 2 * i, &upper, 8);
+    memcpy(p.lower + 2 * i, &lower, 8);
   }
   tested(inner_end, end);
+
+  // Whole vectors for the interpolation.
+  while (begin % kLanes)
+    zero(--begin);
+  while (end < count && end % kLanes)
+    zero(end++);
 }
 
-// Channel c of a packed tap; `at` is 0 for left taps and 1 for right ones.
-inline float tap(uint32_t word, int c, int at) { return float(int32_t(word >> (8 * (c + at)) & 255)); }
+// Byte `index` of the eight at `taps`.
+inline float tap(const uint32_t *taps, int index) { return float(int32_t(taps[index / 4] >> (8 * (index % 4)) & 255)); }
 
-inline void interpolate(const Piece &p, int c, bool opencv4, float scale, float bias, int begin, int end, float *out) {
+template <bool opencv4>
+inline float interpolate(const Piece &p, int i, int c) {
+  const float fx = p.fx[i], fy = p.fy[i];
+  const float a = tap(p.upper + 2 * i, c), b = tap(p.upper + 2 * i, c + 3);
+  const float d = tap(p.lower + 2 * i, c), e = tap(p.lower + 2 * i, c + 3);
   if (opencv4) { // integers below 2^24, exact in float; + 0.5 and truncation is OpenCV's rounding
+    const float gx = kSteps - fx, gy = kSteps - fy;
+    const float sum = gy * (gx * a + fx * b) + fy * (gx * d + fx * e);
+    return float(int32_t(sum * (1.0f / kFixed) + 0.5f));
+  }
+  const float top = a + fx * (b - a), bottom = d + fx * (e - d);
+  return top + fy * (bottom - top);
+}
+
+template <bool opencv4>
+inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, float *out) {
+  float *out0 = out, *out1 = out + a.h * a.w, *out2 = out1 + a.h * a.w;
+  const float s0 = a.scale[0], s1 = a.scale[1], s2 = a.scale[2], b0 = a.bias[0], b1 = a.bias[1], b2 = a.bias[2];
 #pragma omp simd
-    for (int i = begin; i < end; ++i) {
-      const float gx = kSteps - p.fx[i], gy = kSteps - p.fy[i];
-      const float sum = gy * (gx * tap(p.t00[i], c, 0) + p.fx[i] * tap(p.t01[i], c, 1)) +
-                        p.fy[i] * (gx * tap(p.t10[i], c, 0) + p.fx[i] * tap(p.t11[i], c, 1));
-      out[i] = float(int32_t(sum * (1.0f / kFixed) + 0.5f)) * scale + bias;
-    }
-  } else {
-#pragma omp simd
-    for (int i = begin; i < end; ++i) {
-      const float a = tap(p.t00[i], c, 0), b = tap(p.t01[i], c, 1), d = tap(p.t10[i], c, 0), e = tap(p.t11[i], c, 1);
-      const float top = a + p.fx[i] * (b - a), bottom = d + p.fx[i] * (e - d);
-      out[i] = (top + p.fy[i] * (bottom - top)) * scale + bias;
-    }
+  for (int i = begin; i < end; ++i) {
+    out0[i] = interpolate<opencv4>(p, i, 0) * s0 + b0;
+    out1[i] = interpolate<opencv4>(p, i, 1) * s1 + b1;
+    out2[i] = interpolate<opencv4>(p, i, 2) * s2 + b2;
   }
 }
 
-inline void crop_row(const CropArgs &a, const double *inverse, int64_t y, float *out) {
+// Rows y0..y1 - 1 of crop n.
+template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
   Piece p;
+  Columns columns;
+  const double *inverse = a.inverses + n * 6;
   for (int64_t x0 = 0; x0 < a.w; x0 += kPiece) {
     const int count = a.w - x0 < kPiece ? int(a.w - x0) : kPiece;
-    if (a.opencv4)
-      fixed_coordinates(inverse, x0, y, count, p);
-    else
-      exact_coordinates(inverse, x0, y, count, p);
-    int begin, end;
-    gather(a, count, p, begin, end);
-    for (int c = 0; c < 3; ++c) {
-      float *row = out + c * a.h * a.w + x0;
-      for (int i = 0; i < begin; ++i)
-        row[i] = a.bias[c];
-      interpolate(p, c, a.opencv4, a.scale[c], a.bias[c], begin, end, row);
-      for (int i = end; i < count; ++i)
-        row[i] = a.bias[c];
+    column_terms<opencv4>(inverse, x0, count, columns);
+    for (int64_t y = y0; y < y1; ++y) {
+      const double base_x = row_term<opencv4>(inverse, double(y)), base_y = row_term<opencv4>(inverse + 3, double(y));
+      const auto near = [&](double x, double y) { return clamp_far(x) == x && clamp_far(y) == y; };
+      if (near(columns.x[0] + base_x, columns.y[0] + base_y) &&
+          near(columns.x[count - 1] + base_x, columns.y[count - 1] + base_y))
+        coordinates<opencv4, true>(columns, base_x, base_y, a.image_w * 3, count, p);
+      else
+        coordinates<opencv4, false>(columns, base_x, base_y, a.image_w * 3, count, p);
+      int begin, end;
+      gather(a, count, p, begin, end);
+      float *out = a.out + (n * 3 * a.h + y) * a.w + x0;
+      interpolate<opencv4>(a, p, begin, end, out);
+      for (int c = 0; c < 3; ++c) {
+        float *row = out + c * a.h * a.w;
+        const float outside = 0.0f * a.scale[c] + a.bias[c];
+        for (int i = 0; i < begin; ++i)
+          row[i] = outside;
+        for (int i = end; i < count; ++i)
+          row[i] = outside;
+      }
     }
   }
 }
@@ -200,9 +247,10 @@ int64_t crop_fwd(const CropArgs &a) {
     if (!invert_affine(a.transforms + n * 6, a.inverses + n * 6))
       return n;
   split(a.n * a.h, a.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / a.h, y = row % a.h;
-      crop_row(a, a.inverses + n * 6, y, a.out + (n * 3 * a.h + y) * a.w);
+    while (begin < end) {
+      const int64_t n = begin / a.h, y0 = begin % a.h, y1 = a.h - y0 < end - begin ? a.h : y0 + end - begin;
+      a.opencv4 ? crop_rows<true>(a, n, y0, y1) : crop_rows<false>(a, n, y0, y1);
+      begin += y1 - y0;
     }
   });
   return -1;

@@ -6,10 +6,17 @@
 //     quarter, if 1 < px < w - 1 and 1 < py < h - 1: px += 0.25 sign(v[py, px + 1] - v[py, px - 1]), py likewise
 //
 // Reads each input value once, 4 bytes (8 with `flipped`), and writes 12 bytes per map: bound by memory. One worker
-// takes whole maps. A map is walked in blocks small enough to stay in L1; only the block that held the maximum is
-// searched for its position.
+// takes whole maps. Each lane of a vector keeps the maximum of the values it has seen and the first position of it, so
+// that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets a
+// core half of the memory's bandwidth.
 
-constexpr int64_t kBlock = 1024; // floats: 4 KiB, so that block, map and mirrored map share a 32 KiB L1
+constexpr int64_t kCacheLine = 16;   // floats
+constexpr int64_t kCached = 1 << 18; // floats, 1 MiB: what the network has just written is still in the L2 cache
+
+template <int lanes> struct Vector {
+  typedef float Floats __attribute__((vector_size(lanes * 4)));
+  typedef int32_t Ints __attribute__((vector_size(lanes * 4)));
+};
 
 struct Map {
   const float *direct, *mirror; // mirror is null without `flipped`
@@ -25,89 +32,137 @@ inline float value_at(const Map &map, int64_t y, int64_t x) {
   return (direct + map.mirror[y * map.w + map.w - 1 - (moved > 0 ? moved : 0)]) * 0.5f;
 }
 
-// Values of `rows` x `cols` pixels from (y, x): a pointer into the map, or `buffer` filled with merged values.
-inline const float *block_values(const Map &map, int64_t y, int64_t x, int64_t rows, int64_t cols, float *buffer) {
-  if (!map.mirror)
-    return map.direct + y * map.w + x;
-  for (int64_t row = 0; row < rows; ++row) {
-    const float *direct = map.direct + (y + row) * map.w + x;
-    const float *last =
-        map.mirror + (y + row) * map.w + map.w - 1 - x + map.shift; // last[-i] is the partner of direct[i]
-    float *out = buffer + row * cols;
-    const int64_t first = x == 0 ? map.shift : 0; // column 0 has no left neighbour: it stays where it is
-    if (first)
-      out[0] = (direct[0] + last[-1]) * 0.5f;
-#pragma omp simd
-    for (int64_t i = first; i < cols; ++i)
-      out[i] = (direct[i] + last[-i]) * 0.5f;
-  }
-  return buffer;
+template <class V> inline V load(const float *values) {
+  V v;
+  memcpy(&v, values, sizeof v);
+  return v;
 }
 
-// Maximum of `count` values; sets `nan` if any of them is one.
-inline float block_max(const float *values, int64_t count, bool &nan) {
-  float best = -__builtin_inff();
-  int unordered = 0;
-#pragma omp simd reduction(max : best) reduction(| : unordered)
-  for (int64_t i = 0; i < count; ++i) {
-    best = values[i] > best ? values[i] : best;
-    unordered |= values[i] != values[i];
+// Lane i of the result is lane lanes - 1 - max(i - held, 0). GCC makes one instruction only of its own builtin, which
+// clang does not have.
+template <int lanes, int held> inline typename Vector<lanes>::Floats reversed(typename Vector<lanes>::Floats v) {
+  typename Vector<lanes>::Ints from{};
+  for (int i = 0; i < lanes; ++i)
+    from[i] = lanes - 1 - (i > held ? i - held : 0);
+#ifdef __clang__
+  typename Vector<lanes>::Floats out;
+  for (int i = 0; i < lanes; ++i)
+    out[i] = v[from[i]];
+  return out;
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
+
+struct Best {
+  float value;
+  int64_t index;
+  bool nan;
+};
+
+// Maximum, its first index and whether there is a NaN, in a map of at least `rows` rows, `lanes` columns. `rows` rows
+// go side by side, lest each comparison wait for the one before. The last vector of a row and the last rows of a map
+// overlap those before: seeing a value twice changes nothing.
+template <int lanes, int rows, bool merge> inline Best scan(const Map &map, const Map *next) {
+  using Floats = typename Vector<lanes>::Floats;
+  using Ints = typename Vector<lanes>::Ints;
+  Floats highest[rows];
+  Ints at[rows], unordered{};
+  for (int row = 0; row < rows; ++row)
+    highest[row] = Floats{} - __builtin_inff(), at[row] = Ints{};
+
+  for (int64_t step_y = 0; step_y < map.h; step_y += rows) {
+    const int64_t y = step_y < map.h - rows ? step_y : map.h - rows;
+    if (next)
+      for (int64_t i = y * map.w; i < (y + rows) * map.w; i += kCacheLine) {
+        __builtin_prefetch(next->direct + i, 0, 2);
+        if (merge)
+          __builtin_prefetch(next->mirror + i, 0, 2);
+      }
+    for (int64_t step_x = 0; step_x < map.w; step_x += lanes) {
+      const int64_t x = step_x < map.w - lanes ? step_x : map.w - lanes;
+      const Ints here = Ints{} + int32_t(y * map.w + x);
+      for (int row = 0; row < rows; ++row) {
+        const int64_t i = (y + row) * map.w + x;
+        Floats v = load<Floats>(map.direct + i);
+        if (merge) {
+          const float *partners = map.mirror + (y + row + 1) * map.w - lanes - x; // of columns x.. but for the shift
+          // Column 0 has no left neighbour: it stays where it is, and column 1 has the same partner.
+          v += x == 0 && map.shift ? reversed<lanes, 1>(load<Floats>(partners))
+                                   : reversed<lanes, 0>(load<Floats>(partners + map.shift));
+          v *= 0.5f;
+        }
+        const Ints higher = v > highest[row];
+        highest[row] = higher ? v : highest[row];
+        at[row] = higher ? here : at[row];
+        unordered |= v != v;
+      }
+    }
   }
-  nan = nan || unordered;
-  return best;
+
+  float values[rows * lanes];
+  int32_t indices[rows * lanes], nans[lanes];
+  memcpy(values, highest, sizeof values);
+  memcpy(indices, at, sizeof indices);
+  memcpy(nans, &unordered, sizeof nans);
+  float best = values[0];
+  int nan = 0, index = INT32_MAX;
+#pragma omp simd reduction(max : best)
+  for (int i = 0; i < rows * lanes; ++i)
+    best = values[i] > best ? values[i] : best;
+#pragma omp simd reduction(min : index)
+  for (int i = 0; i < rows * lanes; ++i) {
+    const int here = indices[i] + i % lanes + i / lanes * int(map.w);
+    index = values[i] == best && here < index ? here : index;
+  }
+#pragma omp simd reduction(| : nan)
+  for (int i = 0; i < lanes; ++i)
+    nan |= nans[i];
+  return {best, index, nan != 0};
+}
+
+template <bool merge> inline Best scan(const Map &map, const Map *next) {
+  if (map.w >= kLanes)
+    return map.h > 1 ? scan<kLanes, 2, merge>(map, next) : scan<kLanes, 1, merge>(map, next);
+  return map.w >= 4 ? scan<4, 1, merge>(map, next) : scan<1, 1, merge>(map, next);
 }
 
 inline float quarter_step(float low, float high) { return high > low ? 0.25f : high < low ? -0.25f : 0.0f; }
 
-inline void decode_map(const Map &map, bool quarter, const double *transform, float *keypoint, float *score) {
-  alignas(64) float buffer[kBlock];
-  // Whole rows where they fit; else pieces of one row. A map that needs no merging is one long row.
-  const int64_t h = map.mirror ? map.h : 1, w = map.mirror ? map.w : map.h * map.w;
-  const Map flat = {map.direct, map.mirror, h, w, map.shift};
-  const int64_t cols = w < kBlock ? w : kBlock, rows = kBlock / cols;
-
-  float best = -__builtin_inff();
-  int64_t best_y = 0, best_x = 0;
-  bool nan = false;
-  for (int64_t y = 0; y < h; y += rows)
-    for (int64_t x = 0; x < w; x += cols) {
-      const int64_t r = h - y < rows ? h - y : rows, c = w - x < cols ? w - x : cols;
-      const float highest = block_max(block_values(flat, y, x, r, c, buffer), r * c, nan);
-      if (highest > best)
-        best = highest, best_y = y, best_x = x;
-    }
-  if (nan) {
+inline void decode_map(const Map &map, const Map *next, bool quarter, const double *transform, float *keypoint,
+                       float *score) {
+  // Without merging, the rows of a narrow map are as good as one long one.
+  const Map rows = map.mirror || map.w >= kLanes ? map : Map{map.direct, nullptr, 1, map.h * map.w, 0};
+  const Best best = map.mirror ? scan<true>(rows, next) : scan<false>(rows, next);
+  if (best.nan) {
     *score = keypoint[0] = keypoint[1] = __builtin_nanf("");
     return;
   }
-
-  const int64_t r = h - best_y < rows ? h - best_y : rows, c = w - best_x < cols ? w - best_x : cols;
-  const float *values = block_values(flat, best_y, best_x, r, c, buffer);
-  int64_t found = 0;
-  while (values[found] != best) // ends: every map holds its maximum, if only -inf at index 0
-    ++found;
-  const int64_t index = best_y * w + best_x + found;
-  const int64_t px = best > 0 ? index % map.w : 0, py = best > 0 ? index / map.w : 0;
-
+  const int64_t index = best.value > 0 ? best.index : 0, px = index % map.w, py = index / map.w;
   float x = float(px), y = float(py);
   if (quarter && px > 1 && px < map.w - 1 && py > 1 && py < map.h - 1) {
     x += quarter_step(value_at(map, py, px - 1), value_at(map, py, px + 1));
     y += quarter_step(value_at(map, py - 1, px), value_at(map, py + 1, px));
   }
-  *score = best;
+  *score = best.value;
   keypoint[0] = transform ? float(transform[0] * x + transform[1] * y + transform[2]) : x;
   keypoint[1] = transform ? float(transform[3] * x + transform[4] * y + transform[5]) : y;
 }
 
 void decode_fwd(const DecodeArgs &args) {
   const int64_t size = args.h * args.w;
+  const auto map_at = [&](int64_t m) {
+    const float *mirror = args.flipped;
+    if (mirror)
+      mirror += (m - m % args.k + args.perm[m % args.k]) * size;
+    return Map{args.heatmaps + m * size, mirror, args.h, args.w, args.shift};
+  };
+  const bool far = args.n * args.k * size * (args.flipped ? 2 : 1) > kCached;
   split(args.n * args.k, args.threads, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
-      const int64_t n = m / args.k;
-      const float *mirror = args.flipped ? args.flipped + (n * args.k + args.perm[m % args.k]) * size : nullptr;
-      const Map map = {args.heatmaps + m * size, mirror, args.h, args.w, args.shift};
-      decode_map(map, args.quarter, args.transforms ? args.transforms + n * 6 : nullptr, args.keypoints + m * 2,
-                 args.scores + m);
+      const Map map = map_at(m), next = map_at(m + 1 < end ? m + 1 : m);
+      const double *transform = args.transforms ? args.transforms + m / args.k * 6 : nullptr;
+      decode_map(map, far ? &next : nullptr, args.quarter, transform, args.keypoints + m * 2, args.scores + m);
     }
   });
 }

@@ -24,6 +24,16 @@ using hrpose::DecodeArgs;
 using hrpose::RamSumArgs;
 using hrpose::RamSumGradArgs;
 
+// Floats in a vector of this unit.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+
 // Calls body(begin, end) on `workers` equal parts of 0..total. One worker runs in the calling thread without entering
 // OpenMP, so that a process forked after its parent used OpenMP (a data loader's worker) cannot hang.
 template <class Body> void split(int64_t total, int workers, Body body) {

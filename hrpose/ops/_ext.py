@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -26,6 +27,21 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native module does not load: {error} ({HOW_TO_GET_IT})"
 
 
+def _find_observers() -> tuple[Callable[[], object], ...]:
+    """Functions that answer false while nobody watches which ops run; torch has no public ones."""
+    try:
+        return (
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._functorch.peek_interpreter_stack,
+            torch._C._get_tracing_state,
+            torch._C._autograd._profiler_enabled,
+        )
+    except AttributeError:  # a torch that calls them otherwise: be watched, always
+        return (lambda: True,)
+
+
+_observers = _find_observers()
 _native, _why_not_native = _load()
 _isa: str | None = None  # chosen on first use, so that a wrong HRPOSE_ISA cannot break `import hrpose`
 
@@ -79,7 +95,7 @@ def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> 
     if _native is None:
         return _why_not_native
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != "cpu":
+        if tensor is not None and not tensor.is_cpu:
             return f"there is a kernel for the CPU only, the tensors are on {tensor.device.type}"
         if tensor is not None and dtype is not None and tensor.dtype != dtype:
             return f"the kernel takes {dtype}, the tensors are {tensor.dtype}"
@@ -89,6 +105,22 @@ def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> 
 def usable(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
     """Does an op on these tensors run on a kernel? See `why_reference`."""
     return why_reference(*tensors, dtype=dtype) is None
+
+
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Are these plain tensors, with no compiler, tracer, mode, function transform or profiler of torch looking on?
+
+    Then an op may call its kernel itself: the way through torch's dispatcher takes as long as decoding one image.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) is not Tensor:
+            return False
+    for observer in _observers:  # loops, not any(): this is there for speed
+        if observer():
+            return False
+    return True
 
 
 def report() -> dict:

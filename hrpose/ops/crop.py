@@ -1,5 +1,6 @@
 """Affine crops of an image to the network's input, normalised in the same pass."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -47,7 +48,9 @@ def crop(
     Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops.
     """
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
-    run = torch.ops.hrpose.crop if _ext.usable(image, transforms) else _reference
+    run = _reference
+    if _ext.usable(image, transforms):
+        run = _crop_cpu if _ext.unobserved(image, transforms) else torch.ops.hrpose.crop
     return run(image, transforms, width, height, mode == "opencv4", scale, bias)
 
 
@@ -110,15 +113,27 @@ def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tu
     if mean is None or std is None:
         raise InputError(f"{WHERE}: mean and std must be given together, got mean={mean!r}, std={std!r}")
     try:
-        means, stds = [float(v) for v in mean], [float(v) for v in std]
+        means, stds = tuple([float(v) for v in mean]), tuple([float(v) for v in std])
     except (TypeError, ValueError) as error:
         raise InputError(f"{WHERE}: mean and std must be three numbers each, got {mean!r}, {std!r}") from error
+    # The compiler traces into the function; to the cache it objects.
+    scale, bias = (_folded if torch.compiler.is_compiling() else _cached_folded)(means, stds)
+    return list(scale), list(bias)
+
+
+def _folded(means: tuple[float, ...], stds: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(v / 255 - mean) / std as v * scale + bias."""
     if len(means) != 3 or len(stds) != 3 or not all(map(math.isfinite, means + stds)) or min(stds) <= 0:
-        raise InputError(f"{WHERE}: mean and std must be three finite numbers each, std > 0, got {means}, {stds}")
-    scale, bias = [1 / (255 * s) for s in stds], [-m / s for m, s in zip(means, stds, strict=True)]
+        raise InputError(
+            f"{WHERE}: mean and std must be three finite numbers each, std > 0, got {list(means)}, {list(stds)}"
+        )
+    scale, bias = tuple([1 / (255 * s) for s in stds]), tuple([-m / s for m, s in zip(means, stds, strict=True)])
     if max(map(abs, scale + bias)) > torch.finfo(torch.float32).max:
-        raise InputError(f"{WHERE}: 1 / std and mean / std must fit float32, got {means}, {stds}")
+        raise InputError(f"{WHERE}: 1 / std and mean / std must fit float32, got {list(means)}, {list(stds)}")
     return scale, bias
+
+
+_cached_folded = functools.lru_cache(_folded)
 
 
 def _reference(
@@ -203,7 +218,7 @@ def _crop_cpu(
 
 
 def _crop_fake(image: Tensor, transforms: Tensor, width: int, height: int, opencv4, scale, bias) -> Tensor:
-    return image.new_empty((transforms.shape[0], 3, height, width), dtype=torch.float32)
+    return image.new_empty(transforms.shape[0], 3, height, width, dtype=torch.float32)
 
 
 _ext.library.define("invert_affine(Tensor transforms) -> Tensor")

@@ -1,5 +1,6 @@
 """Heatmaps to keypoints: flip merge, arg-max, quarter offset, map to the image."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from hrpose.ops import _ext
 WHERE = "decode"
 # Below this many heatmap values (64 images of 17 x 64 x 48) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 64 * 17 * 64 * 48
+MAX_MAP = 1 << 30  # the kernel counts the values of a map in int32
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def decode(
@@ -48,9 +51,10 @@ def decode(
     Cost: reads every heatmap value once; 12 bytes out per map.
     """
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
+    run = _reference
     if _ext.usable(heatmaps, dtype=torch.float32):
-        return torch.ops.hrpose.decode(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
-    return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+        run = _decode_cpu if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
+    return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
 
 
 def decode_reference(
@@ -74,21 +78,21 @@ def _checked(
     transforms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, list[int], Tensor | None]:
     """Arguments as the kernel and the reference want them: detached, float32 or float64, pairs as a permutation."""
-    heatmaps = _ext.to_tensor(heatmaps, WHERE, "heatmaps").detach()
-    if heatmaps.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    heatmaps = _detached(heatmaps, "heatmaps")
+    if heatmaps.dtype not in DTYPES:
         raise InputError(f"{WHERE}: heatmaps must be floating point, got {heatmaps.dtype}")
-    if heatmaps.ndim != 4 or min(heatmaps.shape[1:]) < 1:
-        raise InputError(f"{WHERE}: heatmaps must be (N, K, H, W) with K, H, W >= 1, got {tuple(heatmaps.shape)}")
+    shape = heatmaps.shape
+    if len(shape) != 4 or min(shape[1:]) < 1:
+        raise InputError(f"{WHERE}: heatmaps must be (N, K, H, W) with K, H, W >= 1, got {tuple(shape)}")
     if refine not in ("quarter", "none"):
         raise InputError(f"{WHERE}: refine must be 'quarter' or 'none', got {refine!r}")
-    n, joints = heatmaps.shape[:2]
 
     perm = []
     if flipped is not None:
-        flipped = _ext.to_tensor(flipped, WHERE, "flipped", heatmaps).detach()
-        if flipped.shape != heatmaps.shape:
+        flipped = _detached(flipped, "flipped", heatmaps)
+        if flipped.shape != shape:
             raise InputError(
-                f"{WHERE}: flipped must be of the shape of heatmaps {tuple(heatmaps.shape)}, got {tuple(flipped.shape)}"
+                f"{WHERE}: flipped must be of the shape of heatmaps {tuple(shape)}, got {tuple(flipped.shape)}"
             )
         if flipped.dtype != heatmaps.dtype or flipped.device != heatmaps.device:
             raise InputError(
@@ -97,11 +101,13 @@ def _checked(
             )
         if flip_pairs is None:
             raise InputError(f"{WHERE}: flip_pairs must be given with flipped ([] if no joints trade places), got None")
-        perm = _permutation(flip_pairs, joints)
+        perm = _permutation(flip_pairs, shape[1])
     if transforms is not None:
-        transforms = _ext.to_tensor(transforms, WHERE, "transforms", heatmaps).detach()
-        if transforms.ndim != 3 or transforms.shape[0] != n or transforms.shape[1:] != (2, 3):
-            raise InputError(f"{WHERE}: transforms must be (N, 2, 3) = ({n}, 2, 3), got {tuple(transforms.shape)}")
+        transforms = _detached(transforms, "transforms", heatmaps)
+        if transforms.ndim != 3 or transforms.shape[0] != shape[0] or transforms.shape[1:] != (2, 3):
+            raise InputError(
+                f"{WHERE}: transforms must be (N, 2, 3) = ({shape[0]}, 2, 3), got {tuple(transforms.shape)}"
+            )
         if transforms.dtype not in (torch.float32, torch.float64) or transforms.device != heatmaps.device:
             raise InputError(
                 f"{WHERE}: transforms must be float32 or float64 on {heatmaps.device}, "
@@ -112,20 +118,40 @@ def _checked(
     return heatmaps, flipped, perm, transforms
 
 
+def _detached(value: object, name: str, like: Tensor | None = None) -> Tensor:
+    tensor = _ext.to_tensor(value, WHERE, name, like)
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def _permutation(flip_pairs: Sequence[tuple[int, int]], joints: int) -> list[int]:
-    perm, seen = list(range(joints)), set()
     try:
-        pairs = [(int(left), int(right)) for left, right in flip_pairs]
-    except (TypeError, ValueError) as error:
+        pairs = tuple([(int(left), int(right)) for left, right in flip_pairs])
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{WHERE}: flip_pairs must be pairs of joint indices, got {flip_pairs!r}") from error
+    # The compiler traces into the function; to the cache it objects.
+    return list(_swapped(pairs, joints) if torch.compiler.is_compiling() else _cached_swapped(pairs, joints))
+
+
+def _swapped(pairs: tuple[tuple[int, int], ...], joints: int) -> tuple[int, ...]:
+    perm, seen = list(range(joints)), set()
     for left, right in pairs:
         if not (0 <= left < joints and 0 <= right < joints):
             raise InputError(f"{WHERE}: flip_pairs must be joint indices in 0..{joints - 1}, got ({left}, {right})")
         if left == right or left in seen or right in seen:
-            raise InputError(f"{WHERE}: flip_pairs must name each joint at most once, got ({left}, {right}) in {pairs}")
+            raise InputError(
+                f"{WHERE}: flip_pairs must name each joint at most once, got ({left}, {right}) in {list(pairs)}"
+            )
         seen.update((left, right))
         perm[left], perm[right] = right, left
-    return perm
+    return tuple(perm)
+
+
+_cached_swapped = functools.lru_cache(_swapped)
+
+
+@functools.lru_cache
+def _int32(perm: tuple[int, ...]) -> Tensor:
+    return torch.tensor(perm, dtype=torch.int32)
 
 
 def _reference(
@@ -164,11 +190,12 @@ def _quarter_step(low: Tensor, high: Tensor) -> Tensor:
 def _decode_cpu(
     heatmaps: Tensor, flipped: Tensor | None, perm: list[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if not _ext.usable(heatmaps, flipped, dtype=torch.float32):  # an exported graph run without the native module
-        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
     n, k, h, w = heatmaps.shape
+    # The first without the native module: an exported graph can be run anywhere.
+    if not _ext.usable(heatmaps, flipped, dtype=torch.float32) or h * w > MAX_MAP:
+        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
     heatmaps, flipped = heatmaps.contiguous(), None if flipped is None else flipped.contiguous()
-    joints = torch.tensor(perm, dtype=torch.int32)
+    joints = None if flipped is None else _int32(tuple(perm))
     transforms = None if transforms is None else transforms.double().contiguous()
     keypoints, scores = _decode_fake(heatmaps, flipped, perm, shift, quarter, transforms)
     threads = torch.get_num_threads() if heatmaps.numel() > PARALLEL_ABOVE else 1
@@ -179,7 +206,7 @@ def _decode_cpu(
 
 def _decode_fake(heatmaps: Tensor, flipped, perm, shift, quarter, transforms) -> tuple[Tensor, Tensor]:
     n, k = heatmaps.shape[:2]
-    return heatmaps.new_empty((n, k, 2), dtype=torch.float32), heatmaps.new_empty((n, k), dtype=torch.float32)
+    return heatmaps.new_empty(n, k, 2, dtype=torch.float32), heatmaps.new_empty(n, k, dtype=torch.float32)
 
 
 _ext.library.define(
