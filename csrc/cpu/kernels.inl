@@ -46,6 +46,12 @@ template <class Body> void team(int workers, Body body) {
   body(0, 1);
 }
 
+#ifdef __AVX512BF16__
+constexpr bool kBf16 = true;
+#else
+constexpr bool kBf16 = false;
+#endif
+
 #include "bottlenecks.inl"
 #include "crop.inl"
 #include "decode.inl"
@@ -53,6 +59,6 @@ template <class Body> void team(int workers, Body body) {
 
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
-const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd,
+const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd,
                                                 bottlenecks_workspace, bottlenecks_fwd};
 } // namespace hrpose
