@@ -5,8 +5,8 @@
 //     y_i+1 = relu(W1_i+1 x + b1_i+1)
 //
 // One stage per block: a strip of pixels goes through all three lines while z and the new x are in the cache. Only y is
-// read across pixels, so it alters between two buffers and one barrier per stage is enough; x is updated in place in
-// `out`. Reads and writes per pixel and block: 2 x `mid` and 2 x `out` values; every weight once per strip.
+// read across pixels, so it alternates between two buffers and one barrier per stage is enough; x is updated in place
+// in `out`. Reads and writes per pixel and block: 2 x `mid` and 2 x `out` values; every weight once per strip.
 //
 // 3x3 directly: pixels are grouped by the taps that fall inside the map, at most 3 x 3 rectangles; other taps are
 // skipped, not multiplied by zeros. Or by Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
@@ -14,26 +14,28 @@
 // instead of up to 144. It rounds differently, an infinity becomes NaN in its neighbours too, and it is taken where it
 // saves products.
 //
-// Weights lie in panels of kPanel outputs, [outputs / kPanel][inputs][kPanel], the last one of half the width where
-// outputs are no multiple of kPanel. Workers take whole images while there is
-// one for each; the strips of the images left over are handed out one by one.
+// Products run in register tiles (vec.h) of pixels x outputs; bf16 maps with AMX in its tiles. Weights lie in panels of
+// kPanel outputs, [outputs / kPanel][inputs][kPanel], the last one of half the width where outputs are no multiple of
+// kPanel; bf16 ones in pairs of inputs, [outputs / kPanel][inputs / 2][kPanel][2]. Sums and biases are float always.
+//
+// Workers take whole images while there is one for each; the strips of the images left over are handed out one by one.
 
 #include "vec.h"
 
-constexpr int kPanel = 32;          // outputs: the columns of AVX-512's register tile
+constexpr int kPanel = 32; // outputs: the columns of AVX-512's register tile
 #ifdef __AMX_BF16__
-constexpr int kAmxRows = 32;        // rows of a product at a time in AMX's tiles
-constexpr int kTiles = 8;           // 96 pixels, three times kAmxRows
+constexpr int kAmxRows = 32; // rows of a product at a time in AMX's tiles
+constexpr int kTiles = 8;    // 96 pixels, three times kAmxRows
 #else
 constexpr int kAmxRows = 0;
-constexpr int kTiles = 4;           // register tiles per strip: weights are read from L2 once for all of them
+constexpr int kTiles = 4; // register tiles per strip: weights are read from L2 once for all of them
 #endif
 constexpr int kStrip = kTiles * kRows;
-constexpr int kChunk = 24;          // Winograd tiles at a time: 2 register tiles, and 36 x 2 x 24 x mid values fit L2
-constexpr int kProducts = 36;       // of a Winograd tile of 4 x 4 pixels, per pair of channels
-constexpr int kTransforms = 12;     // measured: see winograd_pays
-constexpr int kSpins = 2000;          // about 50 us: longer than stages differ, shorter than a slice of the scheduler
-constexpr int64_t kLine = 64;       // bytes: a cache line
+constexpr int kChunk = 24;      // Winograd tiles at a time: 2 register tiles, and 36 x 2 x 24 x mid values fit L2
+constexpr int kProducts = 36;   // of a Winograd tile of 4 x 4 pixels, per pair of channels
+constexpr int kTransforms = 12; // what the transforms of a tile cost, in channels of its products
+constexpr int kSpins = 2000;    // about 50 us: longer than strips take, shorter than a slice of the scheduler
+constexpr int64_t kLine = 64;   // bytes: a cache line
 
 // sum over terms: rows[i][offset ...] times weights, i a row of the product.
 template <class T> struct Term {
@@ -51,7 +53,7 @@ template <class T> struct Product {
   T *const *out;
   int64_t offset, width; // of out: first column, columns
   bool rectify;
-  T *spare; // AMX: room for 2 kAmx rows of all terms
+  T *spare; // room for kAmxRows rows of all terms
 };
 
 // Rows row .. row + M and columns col .. col + V vectors of a product, in a panel of P columns.
@@ -70,7 +72,7 @@ __attribute__((noinline)) void product_tile(const Product<T> &p, int row, int64_
     for (int i = 0; i < M; ++i)
       a[i] = term->rows[row + i] + term->offset;
     // One pointer into the weights: with twelve rows and k, no more registers are left.
-    const T *b = term->weights + panel * term->k + col % kPanel;
+    const T *b = term->weights + panel * term->k + col % kPanel * kDepth<T>;
     for (int64_t k = 0, count = term->k; k < count; k += 4 * kDepth<T>)
 #pragma GCC unroll 4
       for (int step = 0; step < 4; ++step, b += P * kDepth<T>) {
@@ -316,7 +318,7 @@ __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, V
 template <class T> struct Block {
   const T *w1, *w2, *w3;
   const float *b1, *b2, *b3;
-  const float *u; // w2 in Winograd's domain, 36 matrices (mid, mid); null where the direct way is cheaper
+  const float *u;      // w2 in Winograd's domain, 36 matrices (mid, mid); null where the direct way is cheaper
   const T *projection; // of the shortcut, null for the identity
   int64_t in, dilation, stride, in_h, in_w;
 };
@@ -330,10 +332,10 @@ template <class T> struct Image {
 
 // What one worker needs for itself.
 template <class T> struct Scratch {
-  T *z;                    // (strip or 16 kChunk, mid): outputs of the 3x3
+  T *z;                     // (strip or 16 kChunk, mid): outputs of the 3x3
   float *inputs, *products; // (36, kChunk, mid): of Winograd's products
-  const float *zeros;      // (mid): a pixel outside the map
-  T *spare;                // see Product
+  const float *zeros;       // (mid): a pixel outside the map
+  T *spare;                 // see Product
 };
 
 // Some output pixels and their z.
@@ -365,13 +367,13 @@ template <class T> struct Chain {
     return b;
   }
 
-  // The transforms of a tile cost about as much as kTransforms more channels would.
+  // Are Winograd's products fewer than those of the taps inside the map?
   bool winograd_pays(const Block<T> &b) const {
     if (!args.winograd || b.stride != 1)
       return false;
     Span rows[3], cols[3];
-    const int64_t taps = sum_taps(rows, spans(h, h, 1, b.dilation, rows)) *
-                         sum_taps(cols, spans(w, w, 1, b.dilation, cols));
+    const int64_t taps =
+        sum_taps(rows, spans(h, h, 1, b.dilation, rows)) * sum_taps(cols, spans(w, w, 1, b.dilation, cols));
     return winograd_tiles(b.dilation) * kProducts * (args.mid + kTransforms) < taps * args.mid;
   }
   static int64_t sum_taps(const Span *span, int count) {
@@ -445,8 +447,8 @@ template <class T> struct Chain {
   }
 
   // All lines for Winograd's tiles first .. last, at most kChunk of them.
-  void winograd(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next, const Scratch<T> &scratch,
-                int64_t first, int64_t last) const {
+  void winograd(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next,
+                const Scratch<T> &scratch, int64_t first, int64_t last) const {
     const int64_t mid = args.mid, d = b.dilation, across = origins(w, d), plane = kChunk * mid;
     const int tiles = int(last - first);
     const float *rows[kChunk];
@@ -499,12 +501,14 @@ template <class T> struct Chain {
     }
     const Block<T> b = block(index), after = block(index + 1 < args.blocks ? index + 1 : index);
     const Block<T> *next = index + 1 < args.blocks ? &after : nullptr;
-    if constexpr (sizeof(T) == sizeof(float))
-     if (b.u) {
-      const int64_t tiles = winograd_tiles(b.dilation), chunks = ceil_div(ceil_div(tiles, kChunk), workers) * workers;
-      for (; mine < chunks; mine = take(ticket))
-        winograd(image, index, b, next, scratch, part_begin(tiles, chunks, mine), part_begin(tiles, chunks, mine + 1));
-      return;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (b.u) {
+        const int64_t tiles = winograd_tiles(b.dilation), chunks = ceil_div(ceil_div(tiles, kChunk), workers) * workers;
+        for (; mine < chunks; mine = take(ticket))
+          winograd(image, index, b, next, scratch, part_begin(tiles, chunks, mine),
+                   part_begin(tiles, chunks, mine + 1));
+        return;
+      }
     }
     Span rows[3], cols[3];
     const int row_spans = spans(b.in_h, h, b.stride, b.dilation, rows);
