@@ -20,7 +20,9 @@ from setuptools.command.build_ext import build_ext
 
 DEFAULT_ARCHS = "75;80;86;89;90a;100;120"
 AVX2 = ["-mavx2", "-mfma", "-mbmi2"]
-ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": [*AVX2, *(f"-mavx512{e}" for e in ("f", "bw", "dq", "vl"))]}
+AVX512 = [*AVX2, *(f"-mavx512{extension}" for extension in ("f", "bw", "dq", "vl"))]
+ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
 # -ffp-contract=off: kernels equal their PyTorch references bit for bit, and OpenCV's fixed point is exact, only while
 # a*b+c is rounded twice. The two -fno flags drop errno and exception flags, which block vectorisation, and no value.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-ffp-contract=off"]
@@ -102,6 +104,9 @@ class BuildNative(build_ext):
         x86 = machine.startswith(("x86_64", "amd64"))
         archs = cuda_archs(nvcc) if nvcc else []
         defines = ["-DHRPOSE_X86"] * x86
+        # GCC knows AVX-512 BF16 from version 10 on, AMX from 11 on.
+        known = [isa for isa, flags in ISA_FLAGS.items() if not flags or (x86 and accepts(cxx, *flags))]
+        defines += [f"-DHRPOSE_{isa.upper()}" for isa in ("avx512bf16", "amx") if isa in known]
         if nvcc:
             defines += ["-DHRPOSE_WITH_CUDA", f'-DHRPOSE_CUDA_ARCHS="{";".join(archs)}"']
         includes = [f"-I{sysconfig.get_path('include')}", "-isystem", pybind11.get_include()]
@@ -112,7 +117,7 @@ class BuildNative(build_ext):
             isa = source.stem.removeprefix("kernels_")
             if source.suffix not in (".cpp", ".cu") or (source.suffix == ".cu" and not nvcc):
                 continue
-            if not x86 and ISA_FLAGS.get(isa):
+            if isa in ISA_FLAGS and isa not in known:
                 continue
             out = temp / f"{source.parent.name}_{source.name}.o"
             if source.suffix == ".cu":

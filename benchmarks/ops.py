@@ -1,4 +1,4 @@
-"""decode and crop against what one would use without them; `python benchmarks/ops.py [--threads N]` prints a table.
+"""The ops against what one would use without them; `python benchmarks/ops.py [--threads N] [--only OP]` prints a table.
 
 OpenCV's row needs `pip install 'opencv-python-headless<5'`. Results are checked before they are timed.
 """
@@ -6,13 +6,18 @@ OpenCV's row needs `pip install 'opencv-python-headless<5'`. Results are checked
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 
 import numpy as np
 import torch
 from timing import Timing, measure
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hrpose import COCO17, geometry, ops
+from hrpose import COCO17, create_model, geometry, ops
+from hrpose.models.dpn import DilationPyramidModule
+from hrpose.models.fused import FusedBottlenecks
 from hrpose.ops import _ext
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,6 +105,29 @@ def bench_crop(n: int, height: int, width: int) -> dict[str, Timing]:
     return measure({**functions, f"cv2 {cv2.__version__} + torch": opencv})
 
 
+def bench_bottlenecks(blocks: nn.Sequential, n: int, height: int, width: int, dtype: torch.dtype) -> dict[str, Timing]:
+    """Against the best of PyTorch: compiled with frozen weights, batch norm folded, channels_last."""
+    torch.manual_seed(0)
+    for module in blocks.modules():
+        if isinstance(module, nn.BatchNorm2d):  # initialise() leaves the last one of each block at zero
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+    folded = copy.deepcopy(blocks.eval())
+    for block in folded:
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")):
+            setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+            setattr(block, norm, nn.Identity())
+        if block.downsample is not None:
+            block.downsample = fuse_conv_bn_eval(*block.downsample)
+    x = torch.randn(n, blocks[0].conv1.in_channels, height, width).to(dtype, memory_format=torch.channels_last)
+    exact = copy.deepcopy(blocks).double()(x[:1].double())
+    torch._dynamo.reset()  # each case compiles for its own shape
+    compiled = torch.compile(folded.to(dtype, memory_format=torch.channels_last))
+    fused = FusedBottlenecks.from_blocks(blocks, dtype)
+    errors = [float((f(x)[:1] - exact).norm() / exact.norm()) for f in (fused, compiled)]
+    assert errors[0] < (3e-6 if dtype == torch.float32 else 1.1 * errors[1]), errors
+    return measure({"hrpose": lambda: fused(x), "torch.compile": lambda: compiled(x)})
+
+
 def show(title: str, timings: dict[str, Timing]) -> None:
     ours = timings["hrpose"].median
     for name, t in timings.items():
@@ -110,14 +138,27 @@ def show(title: str, timings: dict[str, Timing]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--only", default="", help="decode, crop or bottlenecks")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    torch._inductor.config.freezing = True
     machine = platform.processor() or platform.machine()
     print(f"{machine}, torch {torch.__version__}, {_ext.isa()}, {torch.get_num_threads()} threads")
     print(f"| {'op':<28} | {'with':<20} | median ms | p10       | p90       | slower  |\n|---|---|---|---|---|---|")
-    for n in (1, 16, 64, 256):
+    for n in (1, 16, 64, 256) if args.only in ("", "decode") else ():
         show(f"decode, flip, {n}x17x64x48", bench_decode(n))
-    for n, height, width in ((1, 480, 640), (8, 480, 640), (8, 1080, 1920)):
+    for n, height, width in ((1, 480, 640), (8, 480, 640), (8, 1080, 1920)) if args.only in ("", "crop") else ():
         show(f"crop {n} of {width}x{height}", bench_crop(n, height, width))
+    if args.only in ("", "bottlenecks"):
+        net = create_model("dpn1_64")
+        chains = [(f"DPM C{c}", DilationPyramidModule(c), *size) for c in (64, 32) for size in ((32, 24), (64, 48))]
+        chains += [("DPN conv1", net.conv1, 64, 48), ("DPN conv2", net.conv2, 64, 48)]
+        for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+            for name, blocks, height, width in chains:
+                for n in (1, 16):
+                    title = f"{name} {n}x{height}x{width} {short}"
+                    show(title, bench_bottlenecks(blocks, n, height, width, dtype))
 
 
 if __name__ == "__main__":

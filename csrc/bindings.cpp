@@ -80,10 +80,10 @@ void ram_sum_bwd(Address grad, Address out, const std::vector<Address> &inputs, 
 template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::BottlenecksArgs &)>
 Result bottlenecks(Address x, Address out, Address weights, Address biases, Address winograd, Address dilations,
                    Address workspace, int64_t n, int64_t h, int64_t w, int64_t in_channels, int64_t mid,
-                   int64_t out_channels, int64_t blocks, int64_t stride, bool project, int threads) {
-  return (hrpose::active().*kernel)({pointer<const float>(x),
-                                     pointer<float>(out),
-                                     pointer<const float>(weights),
+                   int64_t out_channels, int64_t blocks, int64_t stride, bool bf16, bool project, int threads) {
+  return (hrpose::active().*kernel)({pointer<const void>(x),
+                                     pointer<void>(out),
+                                     pointer<const void>(weights),
                                      pointer<const float>(biases),
                                      pointer<const float>(winograd),
                                      pointer<const int64_t>(dilations),
@@ -96,6 +96,7 @@ Result bottlenecks(Address x, Address out, Address weights, Address biases, Addr
                                      out_channels,
                                      blocks,
                                      stride,
+                                     bf16,
                                      project,
                                      threads});
 }
@@ -141,6 +142,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas);
   m.def("isa", [] { return hrpose::active().isa; });
   m.def("set_isa", hrpose::set_isa);
+  m.def("bf16", [] { return hrpose::active().bf16; });
   m.def("decode_fwd", decode_fwd, release());
   m.def("crop_fwd", crop_fwd, release());
   m.def("ram_sum_fwd", ram_sum_fwd, release());

@@ -2,12 +2,16 @@
 #include "kernels.h"
 #include <atomic>
 #include <cstring>
+#ifdef HRPOSE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace hrpose {
 
 extern const Kernels kernels_generic;
 #ifdef HRPOSE_X86
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
 #endif
 
 namespace {
@@ -18,16 +22,40 @@ struct Candidate {
 };
 
 // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
-const Candidate kCandidates[] = {
 #ifdef HRPOSE_X86
-    {&kernels_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-     }},
-    {&kernels_avx2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }},
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#ifdef HRPOSE_AVX512BF16
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+#ifdef HRPOSE_AMX
+bool has_amx() {
+#ifdef __linux__
+  // Linux saves the tiles only for processes that have asked: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
+  return has_avx512bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         !syscall(SYS_arch_prctl, 0x1023, 18);
+#else
+  return false;
+#endif
+}
+#endif
+
+const Candidate kCandidates[] = {
+#ifdef HRPOSE_AMX
+    {&kernels_amx, has_amx},
+#endif
+#ifdef HRPOSE_AVX512BF16
+    {&kernels_avx512bf16, has_avx512bf16},
+#endif
+#ifdef HRPOSE_X86
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
 #endif
     {&kernels_generic, [] { return true; }},
 };

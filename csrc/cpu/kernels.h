@@ -60,21 +60,23 @@ struct RamSumGradArgs {
 
 // A chain of residual bottlenecks, see bottlenecks.inl. Maps are NHWC; channels are multiples of 16.
 struct BottlenecksArgs {
-  const float *x; // (n, h, w, in_channels)
-  float *out;     // (n, ceil(h / stride), ceil(w / stride), out_channels)
+  const void *x; // (n, h, w, in_channels)
+  void *out;     // (n, ceil(h / stride), ceil(w / stride), out_channels)
   // Panels of each block's W1 (mid x in), W2 (9 x mid x mid) and W3 (out x mid), then of the projection (out x in).
-  const float *weights;
+  const void *weights;
   const float *biases;      // of each block b1 (mid), b2 (mid), b3 (out)
   const float *winograd;    // of each block (36 x mid x mid) in panels; null: always the direct 3x3
   const int64_t *dilations; // (blocks)
   void *workspace;          // of bottlenecks_workspace() bytes
   int64_t n, h, w, in_channels, mid, out_channels, blocks, stride;
+  bool bf16;    // x, out and weights, in panels of pairs; else float. Only where Kernels::bf16
   bool project; // the shortcut of block 0 is a projection
   int threads;
 };
 
 struct Kernels {
   const char *isa;
+  bool bf16; // does it take bf16?
   void (*decode_fwd)(const DecodeArgs &);
   // -1, or the index of the first transform that cannot be inverted; `out` is then untouched.
   int64_t (*crop_fwd)(const CropArgs &);

@@ -24,16 +24,6 @@ using hrpose::DecodeArgs;
 using hrpose::RamSumArgs;
 using hrpose::RamSumGradArgs;
 
-// Floats in a vector of this unit.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
-
 // Calls body(begin, end) on `workers` equal parts of 0..total. One worker runs in the calling thread without entering
 // OpenMP, so that a process forked after its parent used OpenMP (a data loader's worker) cannot hang.
 template <class Body> void split(int64_t total, int workers, Body body) {
@@ -58,6 +48,14 @@ template <class Body> void team(int workers, Body body) {
   body(0, 1);
 }
 
+#ifdef __AVX512BF16__
+constexpr bool kBf16 = true;
+#else
+constexpr bool kBf16 = false;
+#endif
+
+#include "vec.h"
+
 #include "bottlenecks.inl"
 #include "crop.inl"
 #include "decode.inl"
@@ -67,6 +65,6 @@ template <class Body> void team(int workers, Body body) {
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
 const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {
-    HRPOSE_STRING(HRPOSE_ISA_NAME), decode_fwd, crop_fwd, ram_sum_fwd, ram_sum_bwd, bottlenecks_workspace,
+    HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd, ram_sum_fwd, ram_sum_bwd, bottlenecks_workspace,
     bottlenecks_fwd};
 } // namespace hrpose

@@ -32,3 +32,34 @@ inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 #endif
 
 inline Vec relu(Vec v) { return Vec{} > v ? Vec{} : v; } // NaN stays NaN
+
+// Element type of a product: its values per multiplication in one lane, and how they meet.
+template <class T> constexpr int kDepth = 1;
+inline Vec load_weights(const float *p) { return load(p); }
+inline Vec broadcast_inputs(const float *p) { return broadcast(*p); }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+
+#ifdef __AVX512BF16__
+struct Bf16 {
+  uint16_t bits;
+};
+struct Pairs { // two bf16 per lane
+  __m512i bits;
+};
+template <> constexpr int kDepth<Bf16> = 2;
+inline Vec load(const Bf16 *p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  // The unmasked forms make GCC 12 warn of uninitialised values within its own headers.
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
+}
+inline void store(Bf16 *p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), (__m256i)_mm512_cvtneps_pbh(v));
+}
+inline Pairs load_weights(const Bf16 *p) { return {_mm512_loadu_si512(p)}; }
+inline Pairs broadcast_inputs(const Bf16 *p) {
+  int pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return {_mm512_set1_epi32(pair)};
+}
+inline Vec multiply_add(Pairs a, Pairs b, Vec c) { return _mm512_dpbf16_ps(c, (__m512bh)a.bits, (__m512bh)b.bits); }
+#endif

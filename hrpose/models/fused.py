@@ -47,9 +47,11 @@ class FusedBottlenecks(nn.Module):
         self.eval()
 
     @classmethod
-    def from_blocks(cls, blocks: nn.Sequential) -> "FusedBottlenecks":
+    def from_blocks(cls, blocks: nn.Sequential, dtype: torch.dtype | None = None) -> "FusedBottlenecks":
         """The blocks as they are now, batch norm by its running statistics; later changes of theirs are not seen.
 
+        Args:
+            dtype: of weights and maps, by default that of the blocks.
         Raises: InputError unless all are Bottleneck, of widths the op takes, with the stride, if any, in the 3x3 of the
             first.
         """
@@ -61,7 +63,7 @@ class FusedBottlenecks(nn.Module):
             strides = (block.conv1.stride[0], block.conv2.stride[0])
             fits = strides[0] == 1 and (index == 0 or strides[1] == 1)
             check(fits, WHERE, f"block {index} must have its stride, if any, in the 3x3 of block 0, got {strides}")
-        dtype = blocks[0].conv1.weight.dtype
+        dtype = dtype or blocks[0].conv1.weight.dtype
         weights = [BottleneckWeights(*(None if t is None else t.to(dtype) for t in w)) for w in fold(blocks)]
         dilations = [block.conv2.dilation[0] for block in blocks]
         return cls(pack_bottlenecks(weights, dilations, blocks[0].conv2.stride[0]))

@@ -47,7 +47,8 @@ class PackedBottlenecks(NamedTuple):
 
     weights: panels [outputs / 32][inputs][32], the last one of 16 for an odd multiple of 16, of each block's w1, w2
     (tap by tap) and w3, then of the projection. biases: b1, b2, b3 of each block. winograd: w2 in Winograd's domain,
-    for float32 only, else empty.
+    for float32 only, else empty. bfloat16 panels are [outputs / 32][inputs / 2][32][2], as its dot products want them,
+    and its biases float32.
     """
 
     weights: Tensor
@@ -106,6 +107,7 @@ def pack_bottlenecks(
     matrices += [] if first.projection is None else [first.projection]
     weights = torch.cat([_panels(m) for m in matrices])
     biases = torch.cat([bias for b in blocks for bias in (b.b1, b.b2, b.b3)])
+    biases = biases.float() if biases.dtype == torch.bfloat16 else biases
     winograd = weights.new_empty(0)
     if weights.dtype == torch.float32:
         g = torch.tensor(WINOGRAD_G, dtype=torch.float64, device=weights.device)
@@ -118,15 +120,22 @@ def pack_bottlenecks(
 
 
 def _panels(matrix: Tensor) -> Tensor:
-    """(outputs, inputs) -> [outputs / 32][inputs][32] and, of what is left, [inputs][16], flat."""
-    return torch.cat([panel.T.flatten() for panel in matrix.split(PANEL)])
+    """(outputs, inputs) -> [outputs / 32][inputs / depth][32][depth] and, of what is left, the same with 16, flat."""
+    depth = _depth(matrix)
+    return torch.cat([p.T.unflatten(0, (-1, depth)).transpose(1, 2).flatten() for p in matrix.split(PANEL)])
+
+
+def _depth(weights: Tensor) -> int:
+    """Inputs that lie side by side."""
+    return 2 if weights.dtype == torch.bfloat16 else 1
 
 
 def _matrix(panels: Tensor, rows: int, cols: int) -> Tensor:
     """What `_panels` was given."""
-    whole = rows // PANEL * PANEL
-    parts = [panels[: whole * cols].view(-1, cols, PANEL).transpose(1, 2).reshape(whole, cols)]
-    return torch.cat([*parts, panels[whole * cols :].view(cols, rows - whole).T])
+    depth, whole = _depth(panels), rows // PANEL * PANEL
+    first = panels[: whole * cols].view(-1, cols // depth, PANEL, depth).transpose(1, 2).reshape(whole, cols)
+    last = panels[whole * cols :].view(cols // depth, rows - whole, depth).transpose(0, 1).reshape(-1, cols)
+    return torch.cat([first, last])
 
 
 def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
@@ -139,7 +148,8 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
 
     Args:
         x: (N, in, H, W), N >= 0, H, W >= 1, of the dtype of the packed weights. channels_last is read as it is, other
-            formats are copied. float32 on the CPU runs the kernel; other dtypes and devices run the reference.
+            formats are copied. On the CPU float32 runs the kernel, and bfloat16 where the processor multiplies it
+            (instruction sets avx512bf16 and amx); all else runs the reference.
         packed: weights by `pack_bottlenecks`.
 
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last. Not differentiable: x is detached.
@@ -149,7 +159,7 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
         as NaN over the 4x4 pixels of its neighbours.
     """
     x = _checked(x, packed)
-    if _ext.usable(x, dtype=torch.float32):
+    if _ext.usable(x) and x.dtype in (torch.float32, torch.bfloat16):
         return torch.ops.hrpose.bottlenecks(x, *packed)
     return _reference(x, *packed)
 
@@ -179,7 +189,7 @@ def _reference(
     shapes += [(out, in_channels)] if project else []
     flat = weights.split([rows * cols for rows, cols in shapes])
     matrices = [_matrix(panels, *shape)[:, :, None, None] for panels, shape in zip(flat, shapes, strict=True)]
-    offsets = iter(biases.split([mid, mid, out] * len(dilations)))
+    offsets = iter(biases.to(x.dtype).split([mid, mid, out] * len(dilations)))
     for index, dilation in enumerate(dilations):
         w1, *taps, w3 = matrices[11 * index : 11 * index + 11]
         step = 1 if index else stride
@@ -195,7 +205,8 @@ def _bottlenecks_cpu(
     x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
     project: bool, stride: int, dilations: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    if not _ext.usable(x, weights, biases, dtype=torch.float32):  # an exported graph without the native module
+    bf16 = x.dtype == torch.bfloat16
+    if not _ext.usable(x) or (bf16 and not _ext.kernels().bf16()):
         return _reference(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations)
     n, _, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
@@ -206,7 +217,7 @@ def _bottlenecks_cpu(
     threads = torch.get_num_threads() if products > PARALLEL_ABOVE else 1
     tensors = [x, result, weights.contiguous(), biases.contiguous(), winograd.contiguous(), torch.tensor(dilations)]
     addresses = [t.data_ptr() for t in tensors]  # 0 for a tensor without values
-    sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, project, threads)
+    sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, bf16, project, threads)
     kernels = _ext.kernels()
     workspace = torch.empty(kernels.bottlenecks_workspace(*addresses, 0, *sizes) + 64, dtype=torch.uint8)
     kernels.bottlenecks_fwd(*addresses, workspace.data_ptr() + -workspace.data_ptr() % 64, *sizes)

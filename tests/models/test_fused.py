@@ -36,6 +36,8 @@ def close(got, want):
 def test_equals_the_modules(isa, blocks):
     x = torch.randn(2, 32, 9, 11)
     assert close(FusedBottlenecks.from_blocks(blocks)(x), blocks(x))
+    half = FusedBottlenecks.from_blocks(blocks, torch.bfloat16)(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), blocks(x), rtol=0.05, atol=0.05)
     net = randomised(create_model("dpn1_64"))
     for part, channels in ((net.conv1, 64), (net.conv2, 256), (net.dpm[0], 256)):
         x = torch.randn(1, channels, 24, 16)
