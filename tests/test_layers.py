@@ -14,7 +14,7 @@ import hrpose
 ROOT = Path(hrpose.__file__).parent
 LAYERS = [
     {"errors", "files", "skeleton", "geometry", "image", "ops", "synth"},
-    {"models", "cost", "receptive_field", "published", "data", "eval", "checkpoint"},
+    {"models", "cost", "receptive_field", "published", "data", "eval", "checkpoint", "optimize"},
     {"infer", "viz"},
     {"train"},
     {"cli", "__main__"},

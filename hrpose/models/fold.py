@@ -47,5 +47,5 @@ def fold_batch_norms(model: nn.Module) -> None:
             if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
                 weight, bias = folded(conv, norm)
                 conv.weight.copy_(weight)
-                conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+                conv.bias = nn.Parameter(bias.to(conv.weight.dtype), conv.weight.requires_grad)
                 setattr(module, second, nn.Identity())
