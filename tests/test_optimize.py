@@ -86,9 +86,7 @@ def test_compiles_and_exports():
 
 
 def test_training_mode_is_refused():
-    with pytest.raises(
-        InputError, match=r"optimize: model must be in eval mode \(model.eval\(\)\), got one in tr"
-    ):
+    with pytest.raises(InputError, match=r"optimize: model must be in eval mode \(model.eval\(\)\), got one in tr"):
         optimize(create_model("dpn1_32"))
 
 
