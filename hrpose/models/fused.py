@@ -5,31 +5,23 @@ from torch import Tensor, nn
 
 from hrpose.errors import InputError, check
 from hrpose.models.blocks import Bottleneck
+from hrpose.models.fold import folded
 from hrpose.ops.bottlenecks import BottleneckWeights, PackedBottlenecks, bottlenecks, pack_bottlenecks
 
 WHERE = "FusedBottlenecks"
 
 
 def fold(blocks: nn.Sequential) -> list[BottleneckWeights]:
-    """Weights of bottlenecks with their batch norms in evaluation mode folded in, in float64.
-
-    w' = w g / sqrt(v + eps),  b' = b - m g / sqrt(v + eps),  with the norm's weight g, bias b, mean m and variance v.
-    """
-    folded = []
+    """Weights of bottlenecks with their batch norms in evaluation mode folded in, in float64."""
+    chain = []
     for block in blocks:
-        (w1, b1), (w2, b2) = _fold(block.conv1, block.bn1), _fold(block.conv2, block.bn2)
-        (w3, b3), projection = _fold(block.conv3, block.bn3), None
+        (w1, b1), (w2, b2) = folded(block.conv1, block.bn1), folded(block.conv2, block.bn2)
+        (w3, b3), projection = folded(block.conv3, block.bn3), None
         if block.downsample is not None:
-            projection, bias = _fold(*block.downsample)
+            projection, bias = folded(*block.downsample)
             projection, b3 = projection[:, :, 0, 0], b3 + bias
-        folded.append(BottleneckWeights(w1[:, :, 0, 0], b1, w2, b2, w3[:, :, 0, 0], b3, projection))
-    return folded
-
-
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    bias = norm.bias.detach().double() - norm.running_mean.double() * scale
-    return conv.weight.detach().double() * scale[:, None, None, None], bias
+        chain.append(BottleneckWeights(w1[:, :, 0, 0], b1, w2, b2, w3[:, :, 0, 0], b3, projection))
+    return chain
 
 
 class FusedBottlenecks(nn.Module):
@@ -47,6 +39,7 @@ class FusedBottlenecks(nn.Module):
         self.eval()
 
     @classmethod
+    @torch.no_grad()
     def from_blocks(cls, blocks: nn.Sequential, dtype: torch.dtype | None = None) -> "FusedBottlenecks":
         """The blocks as they are now, batch norm by its running statistics; later changes of theirs are not seen.
 
