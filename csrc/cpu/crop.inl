@@ -8,10 +8,10 @@
 // fixed_coordinates.
 //
 // Reads up to 12 bytes and writes 12 bytes per pixel. One worker takes whole rows, a row goes in pieces of kPiece
-// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes (scalar), interpolation of
-// all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels that
-// touch the image are one span, those with all four neighbours inside are one span within it, and only what lies between
-// the two needs a test per neighbour.
+// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes (scalar), interpolation
+// of all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels
+// that touch the image are one span, those with all four neighbours inside are one span within it, and only what lies
+// between the two needs a test per neighbour.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed pixels are read as little-endian words");
 

@@ -7,8 +7,8 @@
 //
 // Reads each input value once, 4 bytes (8 with `flipped`), and writes 12 bytes per map: bound by memory. One worker
 // takes whole maps. Each lane of a vector keeps the maximum of the values it has seen and the first position of it, so
-// that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets a
-// core half of the memory's bandwidth.
+// that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets
+// a core half of the memory's bandwidth.
 
 constexpr int64_t kCacheLine = 16;   // floats
 constexpr int64_t kCached = 1 << 18; // floats, 1 MiB: what the network has just written is still in the L2 cache
