@@ -8,19 +8,19 @@
 // fixed_coordinates.
 //
 // Reads up to 12 bytes and writes 12 bytes per pixel. One worker takes whole rows, a row goes in pieces of kPiece
-// pixels: coordinates (vectorised), taps gathered into four arrays of packed pixels (scalar), interpolation
-// (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels that touch the
-// image are one span, those with all four neighbours inside are one span within it, and only what lies between the two
-// needs a test per neighbour.
+// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes (scalar), interpolation
+// of all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels
+// that touch the image are one span, those with all four neighbours inside are one span within it, and only what lies
+// between the two needs a test per neighbour.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed pixels are read as little-endian words");
 
-constexpr int kPiece = 256;  // pixels: 8 arrays of 1 KiB
+constexpr int kPiece = 256;  // pixels: 9 KiB, and 4 KiB for the columns
 constexpr int kFixed = 1024; // opencv4: coordinates count 1/1024 px ...
 constexpr int kSteps = 32;   // ... and are then rounded to 1/32 px
 // Coordinates are clamped to +-kFar before they become int32. Images end at 2^20 px = kFar / kFixed: still outside.
 constexpr double kFar = 1 << 30;
-constexpr int64_t kFarBytes = int64_t(1) << 32;
+constexpr int64_t kFarBytes = int64_t(1) << 32; // images beyond are addressed in 64 bits, pixel by pixel
 
 struct Piece {
   alignas(64) int32_t ix[kPiece], iy[kPiece]; // top left neighbour
@@ -166,8 +166,7 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
 // Byte `index` of the eight at `taps`.
 inline float tap(const uint32_t *taps, int index) { return float(int32_t(taps[index / 4] >> (8 * (index % 4)) & 255)); }
 
-template <bool opencv4>
-inline float interpolate(const Piece &p, int i, int c) {
+template <bool opencv4> inline float interpolate(const Piece &p, int i, int c) {
   const float fx = p.fx[i], fy = p.fy[i];
   const float a = tap(p.upper + 2 * i, c), b = tap(p.upper + 2 * i, c + 3);
   const float d = tap(p.lower + 2 * i, c), e = tap(p.lower + 2 * i, c + 3);

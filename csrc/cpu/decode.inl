@@ -7,8 +7,8 @@
 //
 // Reads each input value once, 4 bytes (8 with `flipped`), and writes 12 bytes per map: bound by memory. One worker
 // takes whole maps. Each lane of a vector keeps the maximum of the values it has seen and the first position of it, so
-// that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets a
-// core half of the memory's bandwidth.
+// that a map is walked once. Meanwhile the next map is fetched: the hardware looks ahead within 4 KiB only, which gets
+// a core half of the memory's bandwidth.
 
 constexpr int64_t kCacheLine = 16;   // floats
 constexpr int64_t kCached = 1 << 18; // floats, 1 MiB: what the network has just written is still in the L2 cache
@@ -79,12 +79,10 @@ template <int lanes, int rows, bool merge> inline Best scan(const Map &map, cons
         if (merge)
           __builtin_prefetch(next->mirror + i, 0, 2);
       }
-    for (int64_t step_x = 0; step_x < map.w; step_x += lanes) {
-      const int64_t x = step_x < map.w - lanes ? step_x : map.w - lanes;
+    const auto see = [&](int64_t x) {
       const Ints here = Ints{} + int32_t(y * map.w + x);
       for (int row = 0; row < rows; ++row) {
-        const int64_t i = (y + row) * map.w + x;
-        Floats v = load<Floats>(map.direct + i);
+        Floats v = load<Floats>(map.direct + (y + row) * map.w + x);
         if (merge) {
           const float *partners = map.mirror + (y + row + 1) * map.w - lanes - x; // of columns x.. but for the shift
           // Column 0 has no left neighbour: it stays where it is, and column 1 has the same partner.
@@ -97,7 +95,12 @@ template <int lanes, int rows, bool merge> inline Best scan(const Map &map, cons
         at[row] = higher ? here : at[row];
         unordered |= v != v;
       }
-    }
+    };
+    see(0);
+    for (int64_t x = lanes; x < map.w - lanes; x += lanes)
+      see(x);
+    if (map.w > lanes)
+      see(map.w - lanes);
   }
 
   float values[rows * lanes];

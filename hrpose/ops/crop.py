@@ -83,7 +83,8 @@ def _checked(
         raise InputError(f"{WHERE}: image must be (H, W, 3), got {tuple(image.shape)}")
     if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_IMAGE_SIDE:
         raise InputError(f"{WHERE}: image must have sides of 1..{MAX_IMAGE_SIDE} px, got {tuple(image.shape[:2])}")
-    transforms = _ext.to_tensor(transforms, WHERE, "transforms", image).detach()
+    transforms = _ext.to_tensor(transforms, WHERE, "transforms", image)
+    transforms = transforms.detach() if transforms.requires_grad else transforms
     if transforms.ndim != 3 or transforms.shape[1:] != (2, 3):
         raise InputError(f"{WHERE}: transforms must be (N, 2, 3), got {tuple(transforms.shape)}")
     if transforms.dtype not in (torch.float32, torch.float64) or transforms.device != image.device:

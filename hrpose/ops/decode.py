@@ -53,7 +53,7 @@ def decode(
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
     run = _reference
     if _ext.usable(heatmaps, dtype=torch.float32):
-        run = _decode_cpu if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
+        run = _launch if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
     return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
 
 
@@ -76,7 +76,7 @@ def _checked(
     flip_pairs: Sequence[tuple[int, int]] | None,
     refine: str,
     transforms: Tensor | None,
-) -> tuple[Tensor, Tensor | None, list[int], Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Sequence[int], Tensor | None]:
     """Arguments as the kernel and the reference want them: detached, float32 or float64, pairs as a permutation."""
     heatmaps = _detached(heatmaps, "heatmaps")
     if heatmaps.dtype not in DTYPES:
@@ -123,30 +123,36 @@ def _detached(value: object, name: str, like: Tensor | None = None) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _permutation(flip_pairs: Sequence[tuple[int, int]], joints: int) -> list[int]:
+def _permutation(flip_pairs: Sequence[tuple[int, int]], joints: int) -> Sequence[int]:
+    if type(flip_pairs) is tuple and not torch.compiler.is_compiling():  # the compiler objects to caches
+        try:
+            return _cached_permutation(flip_pairs, joints)
+        except (TypeError, ValueError):
+            pass  # anything but plain integers, or an error that is worded below
     try:
-        pairs = tuple([(int(left), int(right)) for left, right in flip_pairs])
+        pairs = [(int(left), int(right)) for left, right in flip_pairs]
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{WHERE}: flip_pairs must be pairs of joint indices, got {flip_pairs!r}") from error
-    # The compiler traces into the function; to the cache it objects.
-    return list(_swapped(pairs, joints) if torch.compiler.is_compiling() else _cached_swapped(pairs, joints))
+    return _swapped(pairs, joints)
 
 
-def _swapped(pairs: tuple[tuple[int, int], ...], joints: int) -> tuple[int, ...]:
+@functools.lru_cache
+def _cached_permutation(flip_pairs: tuple[tuple[int, int], ...], joints: int) -> tuple[int, ...]:
+    if not all(type(joint) is int for pair in flip_pairs for joint in pair):
+        raise TypeError  # it might change behind the cache's back
+    return tuple(_swapped(flip_pairs, joints))
+
+
+def _swapped(pairs: Sequence[tuple[int, int]], joints: int) -> list[int]:
     perm, seen = list(range(joints)), set()
     for left, right in pairs:
         if not (0 <= left < joints and 0 <= right < joints):
             raise InputError(f"{WHERE}: flip_pairs must be joint indices in 0..{joints - 1}, got ({left}, {right})")
         if left == right or left in seen or right in seen:
-            raise InputError(
-                f"{WHERE}: flip_pairs must name each joint at most once, got ({left}, {right}) in {list(pairs)}"
-            )
+            raise InputError(f"{WHERE}: flip_pairs must name each joint at most once, got ({left}, {right}) in {pairs}")
         seen.update((left, right))
         perm[left], perm[right] = right, left
-    return tuple(perm)
-
-
-_cached_swapped = functools.lru_cache(_swapped)
+    return perm
 
 
 @functools.lru_cache
@@ -155,11 +161,11 @@ def _int32(perm: tuple[int, ...]) -> Tensor:
 
 
 def _reference(
-    heatmaps: Tensor, flipped: Tensor | None, perm: list[int], shift: bool, quarter: bool, transforms: Tensor | None
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     n, k, h, w = heatmaps.shape
     if flipped is not None:
-        mirrored = flipped[:, perm].flip(3)
+        mirrored = flipped[:, list(perm)].flip(3)
         if shift:
             mirrored = torch.cat((mirrored[..., :1], mirrored[..., : w - 1]), dim=3)
         heatmaps = (heatmaps + mirrored) * 0.5
@@ -188,18 +194,30 @@ def _quarter_step(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _decode_cpu(
-    heatmaps: Tensor, flipped: Tensor | None, perm: list[int], shift: bool, quarter: bool, transforms: Tensor | None
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if not _ext.usable(heatmaps, flipped, dtype=torch.float32):  # an exported graph run without the native module
+        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
+    return _launch(heatmaps, flipped, perm, shift, quarter, transforms)
+
+
+def _launch(
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     n, k, h, w = heatmaps.shape
-    # The first without the native module: an exported graph can be run anywhere.
-    if not _ext.usable(heatmaps, flipped, dtype=torch.float32) or h * w > MAX_MAP:
+    if h * w > MAX_MAP:
         return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
-    heatmaps, flipped = heatmaps.contiguous(), None if flipped is None else flipped.contiguous()
-    joints = None if flipped is None else _int32(tuple(perm))
-    transforms = None if transforms is None else transforms.double().contiguous()
-    keypoints, scores = _decode_fake(heatmaps, flipped, perm, shift, quarter, transforms)
-    threads = torch.get_num_threads() if heatmaps.numel() > PARALLEL_ABOVE else 1
-    addresses = [0 if t is None else t.data_ptr() for t in (heatmaps, flipped, joints, transforms, keypoints, scores)]
+    mirrors = joints = affines = 0  # null pointers
+    heatmaps = heatmaps.contiguous()
+    if flipped is not None:
+        flipped, permutation = flipped.contiguous(), _int32(tuple(perm))
+        mirrors, joints = flipped.data_ptr(), permutation.data_ptr()
+    if transforms is not None:
+        transforms = transforms.double().contiguous()
+        affines = transforms.data_ptr()
+    keypoints, scores = heatmaps.new_empty(n, k, 2), heatmaps.new_empty(n, k)
+    threads = torch.get_num_threads() if n * k * h * w > PARALLEL_ABOVE else 1
+    addresses = (heatmaps.data_ptr(), mirrors, joints, affines, keypoints.data_ptr(), scores.data_ptr())
     _ext.kernels().decode_fwd(*addresses, n, k, h, w, shift, quarter, threads)
     return keypoints, scores
 

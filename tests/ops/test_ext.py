@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrpose
+from hrpose import ops
 from hrpose.errors import InputError
 from hrpose.ops import _ext
 
@@ -126,3 +129,40 @@ def test_to_tensor():
     assert _ext.to_tensor([[1.5, 2]], "op", "x", like=torch.zeros(1, device="meta")).device.type == "meta"
     with pytest.raises(InputError, match=r"^op: x must be a tensor or an array of numbers, got list"):
         _ext.to_tensor([1, "a"], "op", "x")
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of torch.jit.trace
+def test_whoever_watches_sees_the_ops(rng):
+    """Without the dispatcher only while nobody does."""
+    maps = torch.from_numpy(rng.normal(size=(2, 3, 8, 6))).float()
+    image, eye = torch.zeros(5, 4, 3, dtype=torch.uint8), torch.eye(3)[None, :2]
+
+    def both():
+        return ops.decode(maps), ops.crop(image, eye, (4, 5))
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    assert _ext.unobserved(maps, None)
+    names = []
+    with Seen():
+        assert not _ext.unobserved(maps)
+        both()
+    assert {"hrpose::decode", "hrpose::crop"} <= set(names)
+    with torch.profiler.profile() as profile:
+        both()
+    assert {"hrpose::decode", "hrpose::crop"} <= {event.key for event in profile.key_averages()}
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(maps)
+    assert not _ext.unobserved(fake)
+    assert ops.decode(fake)[0].shape == (2, 3, 2)
+    traced = torch.jit.trace(lambda values: ops.decode(values)[0], maps)
+    assert torch.equal(traced(-maps), ops.decode(-maps)[0]) and not torch.equal(traced(-maps), traced(maps))
+    assert not torch.equal(ops.decode(-maps)[0], ops.decode(maps)[0])
+    watched = []
+    torch.func.vmap(lambda values: watched.append(_ext.unobserved(values)) or values)(maps)
+    assert watched == [False]
+    assert _ext.unobserved(maps) and not _ext.unobserved(torch.nn.Parameter(maps))
