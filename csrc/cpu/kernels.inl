@@ -59,6 +59,6 @@ constexpr bool kBf16 = false;
 
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
-const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd,
-                                                bottlenecks_workspace, bottlenecks_fwd};
+const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16,          decode_fwd, crop_fwd,
+                                               bottlenecks_workspace,          bottlenecks_fwd};
 } // namespace hrpose
