@@ -81,24 +81,10 @@ template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::Bottlen
 Result bottlenecks(Address x, Address out, Address weights, Address biases, Address winograd, Address dilations,
                    Address workspace, int64_t n, int64_t h, int64_t w, int64_t in_channels, int64_t mid,
                    int64_t out_channels, int64_t blocks, int64_t stride, bool bf16, bool project, int threads) {
-  return (hrpose::active().*kernel)({pointer<const void>(x),
-                                     pointer<void>(out),
-                                     pointer<const void>(weights),
-                                     pointer<const float>(biases),
-                                     pointer<const float>(winograd),
-                                     pointer<const int64_t>(dilations),
-                                     pointer<void>(workspace),
-                                     n,
-                                     h,
-                                     w,
-                                     in_channels,
-                                     mid,
-                                     out_channels,
-                                     blocks,
-                                     stride,
-                                     bf16,
-                                     project,
-                                     threads});
+  return (hrpose::active().*kernel)({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
+                                     pointer<const float>(biases), pointer<const float>(winograd),
+                                     pointer<const int64_t>(dilations), pointer<void>(workspace), n, h, w, in_channels,
+                                     mid, out_channels, blocks, stride, bf16, project, threads});
 }
 
 #ifdef HRPOSE_WITH_CUDA

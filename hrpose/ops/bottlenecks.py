@@ -149,17 +149,19 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     Args:
         x: (N, in, H, W), N >= 0, H, W >= 1, of the dtype of the packed weights. channels_last is read as it is, other
             formats are copied. On the CPU float32 runs the kernel, and bfloat16 where the processor multiplies it
-            (instruction sets avx512bf16 and amx); all else runs the reference.
+            (instruction sets avx512bf16 and amx); all else runs the reference, and so does an x that requires a
+            gradient.
         packed: weights by `pack_bottlenecks`.
 
-    Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last. Not differentiable: x is detached.
+    Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last; differentiable in x.
     Raises: InputError on a wrong shape, dtype or device.
     Cost: N H W mid (in + 9 mid + out) multiplications for a block of stride 1, less what lies in padding and what
         Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for six blocks. An infinity or NaN in x may spread
         as NaN over the 4x4 pixels of its neighbours.
     """
     x = _checked(x, packed)
-    if _ext.usable(x) and x.dtype in (torch.float32, torch.bfloat16):
+    wants_grad = torch.is_grad_enabled() and x.requires_grad
+    if _ext.usable(x) and x.dtype in (torch.float32, torch.bfloat16) and not wants_grad:
         return torch.ops.hrpose.bottlenecks(x, *packed)
     return _reference(x, *packed)
 
@@ -170,7 +172,7 @@ def bottlenecks_reference(x: Tensor, packed: PackedBottlenecks) -> Tensor:
 
 
 def _checked(x: Tensor, packed: PackedBottlenecks) -> Tensor:
-    x = _ext.to_tensor(x, WHERE, "x", packed.weights).detach()
+    x = _ext.to_tensor(x, WHERE, "x", packed.weights)
     channels = packed.in_channels
     valid = x.ndim == 4 and x.shape[1] == channels and x.shape[2] >= 1 and x.shape[3] >= 1
     check(valid, WHERE, f"x must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")

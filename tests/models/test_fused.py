@@ -45,6 +45,12 @@ def test_equals_the_modules(isa, blocks):
         part.float()
 
 
+def test_gradient_in_x(isa, blocks):
+    x, fused = torch.randn(1, 32, 5, 4, requires_grad=True), FusedBottlenecks.from_blocks(blocks)
+    (want,), (got,) = (torch.autograd.grad(model(x).square().sum(), x) for model in (blocks, fused))
+    assert close(got, want) and float(want.abs().max()) > 0
+
+
 @torch.no_grad()
 def test_it_is_a_module(blocks, tmp_path):
     fused, x = FusedBottlenecks.from_blocks(blocks), torch.randn(2, 32, 8, 6)
