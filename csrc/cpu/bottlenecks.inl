@@ -104,7 +104,10 @@ template <int M, class T> void product_rows(const Product<T> &p, int row, int ro
   constexpr int kHalf = kVecs < kPanel / 2 / kLanes ? kVecs : kPanel / 2 / kLanes;
   if (col / kPanel * kPanel + kPanel <= p.width)
     product_tile<M, kVecs, kPanel, T>(p, row, col);
-  else
+  else if constexpr (M > kRows / 2) { // half panels are rare: not worth all the tiles' time to compile
+    product_rows<kRows / 2>(p, row, kRows / 2, col);
+    product_rows<M - kRows / 2>(p, row + kRows / 2, M - kRows / 2, col);
+  } else
     product_tile<M, kHalf, kPanel / 2, T>(p, row, col);
 }
 
