@@ -36,7 +36,7 @@ struct RamSumArgs {
   const int64_t *factors;    // (m) f
   const float *weights;      // (n / share, m), or null for ones
   void *out;                 // (n, h, w, c)
-  float *workspace;          // (threads, room), room = w c (step + sum of (step + f - 2) / f + 2)
+  float *workspace;          // (threads, room), room = w c (step + m (step + 1))
   int64_t room, n, h, w, c, share; // share images have the weights of one sample
   int64_t step;                    // rows that are computed at once, 1..8
   int m;                           // 1..8
@@ -47,7 +47,7 @@ struct RamSumArgs {
 struct RamSumGradArgs {
   const void *grad, *out;    // (n, h, w, c)
   const void *const *inputs; // as in RamSumArgs; read only with weights
-  const int64_t *factors;    // (m), ascending
+  const int64_t *factors;    // (m), in any order
   const float *weights;      // (n / share, m), or null for ones
   void *const *grads;        // m, of the shapes of the inputs
   double *weight_grads;      // (n, m): of each image; written only with weights

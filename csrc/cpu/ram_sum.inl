@@ -1,19 +1,16 @@
-// Weighted sum of resampled maps, and its gradient. For images of h x w pixels with c values each (channels_last:
-// c = channels; NCHW: every plane is an image, c = 1), f = factors[t] and weights of 1 where there are none:
+// Weighted sum of resampled maps with ReLU, and its gradient. For images of h x w pixels of c values (channels_last; in
+// NCHW every plane is an image and c = 1), maps x_t of h / f x w / f pixels, f = factors[t]:
 //
-//     y = relu( sum_t weights[t] * R_t x_t ),  from left to right
-//     (R x)[y, x] = x[y / f, x / f]                                                       nearest
-//     (R x)[y, x] = sum of four x, weights (1 - l, l) of `Taps` in either direction    bilinear
+//     y = relu( sum_t weights[t] * R_t x_t ),  from left to right, weights of 1 where there are none
+//     nearest:  (R x)[y, x] = x[y / f, x / f]
+//     bilinear: (R x)[y, x] = the pixels of `Taps`, weighted (1 - l, l), along x, then along y
+//     g = 0 where y <= 0, else grad;  s_t = transpose(R_t) g;  grads[t] = weights[t] * s_t;  weight_grads[t] = <x_t, s_t>
 //
-//     g = grad where not y <= 0, else 0;  s_t = transpose(R_t) g;  grads[t] = weights[t] * s_t;
-//     weight_grads[t] = <x_t, s_t>
-//
-// Both directions are linear combinations of rows (`Combination`, vectorised over a row whatever c is). Forward, a row of
-// a smaller map is stretched to w once and serves all the rows of y that need it, from a buffer that stays in L1;
-// backward, rows of g are combined to a row of s_t, still w wide, and that is then shrunk. Reads every input and writes
-// every output once; the gradient keeps g and, for nearest, every s_t (a parent for coarser ones) in the workspace of
-// its worker. One worker takes rows (forward) or whole images (backward). Without fused multiply-add, so that every
-// instruction set gives the same bits.
+// Reads each input and writes each output once: bound by memory. Both directions are sums of rows (`Combination`),
+// vectorised along the row whatever c is. Forward, a row of a smaller map is brought to width w once, for all the rows of
+// y that need it, in a buffer that stays in L1; backward, rows of g (in the worker's workspace) are summed first and
+// brought to width w / f then. A worker takes rows of y (forward) or whole images (backward). There is no fused
+// multiply-add, so every instruction set gives the same y, and for nearest it is PyTorch's.
 
 namespace ram {
 
@@ -44,7 +41,7 @@ inline void store(BFloat16 *to, float value) { // to nearest, half to even; NaN 
 template <int64_t value> struct Constant {
   constexpr operator int64_t() const { return value; }
 };
-template <class Body> void with_factor(int64_t factor, Body body) {
+template <class Body> void with_factor(int64_t factor, const Body &body) {
   if (factor == 2)
     body(Constant<2>());
   else if (factor == 4)
@@ -146,7 +143,7 @@ struct Combination {
 
 // `blocks` x c values -> `blocks` * factor x c, each pixel repeated.
 template <class T> void repeat(const T *from, int64_t blocks, int64_t c, int64_t factor, float *to) {
-  with_factor(factor, [=](auto f) {
+  with_factor(factor, [&](auto f) {
     if (c == 1) {
 #pragma omp simd
       for (int64_t i = 0; i < blocks; ++i) {
@@ -189,7 +186,7 @@ template <class T> void stretch(const T *from, int64_t blocks, int64_t c, int64_
     }
   };
   block(0);
-  with_factor(factor, [=](auto f) {
+  with_factor(factor, [&](auto f) {
     if (c == 1)
       return values(f, Constant<1>(), f, from + 1, blocks - 2, to + f);
     for (int64_t i = 1; i < blocks - 1; ++i)
@@ -395,7 +392,7 @@ inline void fold(const float *from, int64_t blocks, int64_t c, int64_t factor, f
       out[i] = sum;
     }
   };
-  with_factor(factor, [=](auto f) {
+  with_factor(factor, [&](auto f) {
     if (c == 1)
       return values(f, Constant<1>(), f, from, blocks, to);
     for (int64_t i = 0; i < blocks; ++i)
@@ -409,8 +406,10 @@ inline void shrink(const float *from, int64_t blocks, int64_t c, int64_t factor,
   Taps taps(0, factor, blocks);
   for (int64_t x = 0; x < blocks * factor; ++x, taps.next()) {
     float *first = to + taps.first * c, *second = to + taps.second * c; // the same at the right border
+#pragma omp simd
     for (int64_t ch = 0; ch < c; ++ch)
       first[ch] += (1 - taps.l) * from[x * c + ch];
+#pragma omp simd
     for (int64_t ch = 0; ch < c; ++ch)
       second[ch] += taps.l * from[x * c + ch];
   }
@@ -464,7 +463,7 @@ template <class T> double emit(const float *s, const T *x, float weight, int64_t
   return product;
 }
 
-// In the workspace: g, two rows, s_t of all factors > 1.
+// In the workspace: g, two rows, s_t of every factor > 1.
 template <class T> void backward(const RamSumGradArgs &a, int64_t n, float *workspace) {
   const int64_t row = a.w * a.c, size = a.h * row;
   const T *grad = static_cast<const T *>(a.grad) + n * size, *out = static_cast<const T *>(a.out) + n * size;
@@ -474,22 +473,32 @@ template <class T> void backward(const RamSumGradArgs &a, int64_t n, float *work
     const float y = load(out + i), value = load(grad + i);
     g[i] = y <= 0 ? 0 : value; // a NaN in y lets the gradient through, as in PyTorch
   }
+
+  int order[kMaxTerms]; // by factor
+  for (int i = 0; i < a.m; ++i) {
+    int at = i;
+    for (; at > 0 && a.factors[order[at - 1]] > a.factors[i]; --at)
+      order[at] = order[at - 1];
+    order[at] = i;
+  }
   const float *maps[kMaxTerms];
-  for (int t = 0; t < a.m; ++t) {
-    const int64_t f = a.factors[t], h = a.h / f, w = a.w / f, count = h * w * a.c;
-    int parent = t - 1; // nearest: block sums of block sums are block sums
-    while (parent >= 0 && (a.bilinear ? f != a.factors[parent] : f % a.factors[parent] != 0))
-      --parent;
-    const int64_t done = parent < 0 ? 1 : a.factors[parent];
-    maps[t] = parent < 0 ? g : maps[parent];
+  for (int i = 0; i < a.m; ++i) {
+    const int t = order[i];
+    const int64_t f = a.factors[t], count = a.h / f * (a.w / f) * a.c;
+    // For nearest, s_t is made from that of a smaller factor: block sums of block sums are block sums.
+    int64_t done = 1;
+    maps[i] = g;
+    for (int j = 0; j < i; ++j)
+      if (const int64_t smaller = a.factors[order[j]]; a.bilinear ? smaller == f : f % smaller == 0)
+        done = smaller, maps[i] = maps[j];
     if (f != done) {
-      reduce(maps[t], a.h / done, a.w / done, a.c, f / done, a.bilinear, lines, next);
-      maps[t] = next;
+      reduce(maps[i], a.h / done, a.w / done, a.c, f / done, a.bilinear, lines, next);
+      maps[i] = next;
       next += count;
     }
-    T *grads = static_cast<T *>(a.grads[t]) + n * count;
     const T *x = a.weights ? static_cast<const T *>(a.inputs[t]) + n * count : nullptr;
-    const double product = emit(maps[t], x, a.weights ? a.weights[n / a.share * a.m + t] : 1.0f, count, grads);
+    const float weight = a.weights ? a.weights[n / a.share * a.m + t] : 1.0f;
+    const double product = emit(maps[i], x, weight, count, static_cast<T *>(a.grads[t]) + n * count);
     if (a.weights)
       a.weight_grads[n * a.m + t] = product;
   }

@@ -10,6 +10,7 @@ from hrpose.ops import _ext
 
 WHERE = "ram_sum"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TENSOR = "a dense tensor of float32, float64, bfloat16 or float16"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/ram_sum.inl
 # Up to this many output values (two images of 32 x 64 x 48) waking other threads costs more than it saves.
@@ -36,9 +37,9 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         weights: (N, M) floating point, None for ones. Used in float32 (float64 with float64 inputs).
         interpolation: "nearest" or "bilinear".
 
-    Returns: (N, C, H, W) in the common dtype and the memory format (NCHW or channels_last) of the first input with
-        f_h = 1. bfloat16 and float16 are summed in float32 and rounded once. NaN stays NaN. Differentiable in inputs
-        and weights, twice too; the second derivative runs in plain PyTorch.
+    Returns: (N, C, H, W) in the common dtype, from the kernel in the memory format (NCHW or channels_last) of the first
+        input with f_h = 1. bfloat16 and float16 are summed in float32 and rounded once. NaN stays NaN. Differentiable
+        in inputs and weights, twice too; the second derivative runs in plain PyTorch.
     Raises: InputError on a wrong number of inputs, shape, dtype, device or interpolation.
     Cost: reads each input and writes the output once; keeps the output for the gradient, with weights the inputs too.
         float32 and bfloat16 on a CPU run on the kernel, if M <= 8; everything else, and whatever is being exported, on
@@ -66,17 +67,16 @@ def _checked(
     if not isinstance(inputs, (list, tuple)) or not inputs:
         got = "none" if isinstance(inputs, (list, tuple)) else type(inputs).__name__
         raise InputError(f"{WHERE}: inputs must be a list or tuple of at least one tensor, got {got}")
-    shapes = []
+    shapes, height, width = [], 0, 0
     for h, x in enumerate(inputs):
-        _check_tensor(x, "inputs[{}]", h)
-        shape = x.shape
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in FLOATS:
+            raise InputError(f"{WHERE}: inputs[{h}] must be {TENSOR}, got {_kind(x)}")
+        shapes.append(shape := x.shape)
         if len(shape) != 4 or 0 in shape[1:]:
             raise InputError(f"{WHERE}: inputs[{h}] must be (N, C, H, W) with C, H, W >= 1, got {tuple(shape)}")
-        shapes.append(shape)
-
-    n, c, height, width = shapes[0]
-    for shape in shapes:
         height, width = max(height, shape[2]), max(width, shape[3])
+
+    n, c, _, _ = shapes[0]
     dtype, device, factors = inputs[0].dtype, inputs[0].device, []
     for h, x in enumerate(inputs):
         x_n, x_c, x_height, x_width = shapes[h]
@@ -95,7 +95,8 @@ def _checked(
         factors.append(int(factor))
 
     if weights is not None:
-        _check_tensor(weights, "weights")
+        if not isinstance(weights, Tensor) or weights.layout != torch.strided or weights.dtype not in FLOATS:
+            raise InputError(f"{WHERE}: weights must be {TENSOR}, got {_kind(weights)}")
         if weights.shape != (n, len(inputs)):
             raise InputError(
                 f"{WHERE}: weights must be (N, M) = ({n}, {len(inputs)}), one per sample and input, "
@@ -103,17 +104,15 @@ def _checked(
             )
         if weights.device != device:
             raise InputError(f"{WHERE}: weights must be on {device} like inputs, got {weights.device}")
-        weights = weights.to(_wide(dtype))
-    return [x if x.dtype == dtype else x.to(dtype) for x in inputs], weights, factors
+        wide = _wide(dtype)
+        weights = weights if weights.dtype == wide else weights.to(wide)
+    return [x.to(dtype) if x.dtype != dtype else x for x in inputs], weights, factors
 
 
-def _check_tensor(x: Tensor, name: str, index: int | None = None) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"{WHERE}: {name.format(index)} must be a tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise InputError(f"{WHERE}: {name.format(index)} must be a dense tensor, got {x.layout}")
-    if x.dtype not in FLOATS:
-        raise InputError(f"{WHERE}: {name.format(index)} must be one of {', '.join(map(str, FLOATS))}, got {x.dtype}")
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return str(value.dtype if value.layout == torch.strided else value.layout)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -144,10 +143,10 @@ def _reference(inputs: Sequence[Tensor], weights: Tensor | None, factors: Sequen
 
 
 def _resample(x: Tensor, size: Sequence[int], factor: int, bilinear: bool) -> Tensor:
+    # PyTorch finds the place of pixel y as y * (1 / factor) in float32. Where the factor is no power of two that is
+    # inexact: bilinear weights are then off by up to 1e-7 y, "nearest" for some factors (49) takes the pixel before.
     if bilinear:
         return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
-    # PyTorch's "nearest" computes y * (1 / factor) in float32, which for some factors (49) rounds to the pixel before.
-    # For powers of two it is exact, and other runtimes know it better.
     mode = "nearest-exact" if factor & (factor - 1) else "nearest"
     return torch.nn.functional.interpolate(x, size, mode=mode)
 
@@ -183,9 +182,9 @@ def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], b
     form = _memory_format(out)
     inputs = [x.contiguous(memory_format=form) for x in inputs]
     weights = None if weights is None else weights.contiguous()
-    n, h, w, c, share = _images(out)
+    n, h, w, c, share = _images(out, factors)
     step = max(1, min(h, MAX_STEP, STEP_VALUES // (w * c)))
-    room = w * c * (step + sum([(step + f - 2) // f + 2 for f in factors]))
+    room = w * c * (step + (step + 1) * len(factors))
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
     workspace = torch.empty(threads * room)
     _ext.kernels().ram_sum_fwd(
@@ -202,34 +201,32 @@ def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], b
 def _bwd_cpu(
     grad: Tensor, out: Tensor, inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool
 ) -> list[Tensor]:
-    if not _has_kernel(out, factors):
-        grads = _reference_backward(grad, out, inputs, weights, factors, bilinear)
-        return [g.clone(memory_format=_memory_format(out)) if g.ndim == 4 else g for g in grads]
-    form = _memory_format(out)
-    order = sorted(range(len(factors)), key=factors.__getitem__)
-    ascending = [factors[t] for t in order]
     grads = _bwd_fake(grad, out, inputs, weights, factors, bilinear)
-    n, h, w, c, share = _images(out)
-    threads = torch.get_num_threads() if out.numel() > PARALLEL_ABOVE else 1
-    room = (h + 2) * w * c + sum(h // f * (w // f) * c for f in factors if f > 1)
-    workspace = torch.empty(threads * room)
-    inputs = [inputs[t].contiguous(memory_format=form) for t in order if weights is not None]
-    weights = None if weights is None else weights[:, order].contiguous()
-    products = torch.empty((n, len(factors)), dtype=torch.float64)
+    if not _has_kernel(out, factors):
+        computed = _reference_backward(grad, out, inputs, weights, factors, bilinear)
+        return [to.copy_(g) for to, g in zip(grads, computed, strict=True)]
+    form = _memory_format(out)
     grad, out = grad.contiguous(memory_format=form), out.contiguous(memory_format=form)
+    inputs = [x.contiguous(memory_format=form) for x in inputs]
+    weights = None if weights is None else weights.contiguous()
+    n, h, w, c, share = _images(out, factors)
+    room = w * c * (h + 2) + sum([h // f * (w // f) * c for f in factors if f > 1])
+    threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
+    workspace = torch.empty(threads * room)
+    products = torch.empty((n, len(factors)), dtype=torch.float64)
     _ext.kernels().ram_sum_bwd(
         grad.data_ptr(),
         out.data_ptr(),
         [x.data_ptr() for x in inputs],
-        ascending,
+        factors,
         0 if weights is None else weights.data_ptr(),
-        [grads[t].data_ptr() for t in order],
+        [g.data_ptr() for g in grads[: len(factors)]],
         products.data_ptr(),
         workspace.data_ptr(),
         *(room, n, h, w, c, share, bilinear, out.dtype == torch.bfloat16, threads),
     )
     if weights is not None:
-        grads[-1][:, order] = products.reshape(-1, share, len(factors)).sum(1).to(grads[-1].dtype)
+        grads[-1].copy_(products.view(-1, share, len(factors)).sum(1))
     return grads
 
 
@@ -237,9 +234,11 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
 
 
-def _images(out: Tensor) -> tuple[int, int, int, int, int]:
+def _images(out: Tensor, factors: list[int]) -> tuple[int, int, int, int, int]:
     """What the kernel takes for images: how many, their h, w and c, and how many of them make one sample."""
     n, c, h, w = out.shape
+    if max(factors) == 1:  # pixels have no neighbours: any shape will do, here one with long rows
+        return n, c, h * w, 1, 1
     return (n * c, h, w, 1, c) if out.is_contiguous() else (n, h, w, c, 1)
 
 
