@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from timing import Timing, measure
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrpose import COCO17, create_model, geometry, ops
 from hrpose.models.dpn import DilationPyramidModule
+from hrpose.models.fold import fold_batch_norms
 from hrpose.models.fused import FusedBottlenecks
 from hrpose.ops import _ext
 
@@ -114,12 +114,7 @@ def bench_bottlenecks(blocks: nn.Sequential, n: int, height: int, width: int, dt
         if isinstance(module, nn.BatchNorm2d):  # initialise() leaves the last one of each block at zero
             nn.init.uniform_(module.weight, 0.5, 1.0)
     folded = copy.deepcopy(blocks.eval())
-    for block in folded:
-        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")):
-            setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
-            setattr(block, norm, nn.Identity())
-        if block.downsample is not None:
-            block.downsample = fuse_conv_bn_eval(*block.downsample)
+    fold_batch_norms(folded)
     x = torch.randn(n, blocks[0].conv1.in_channels, height, width).to(dtype, memory_format=torch.channels_last)
     exact = copy.deepcopy(blocks).double()(x[:1].double())
     torch._dynamo.reset()  # each case compiles for its own shape
@@ -128,6 +123,46 @@ def bench_bottlenecks(blocks: nn.Sequential, n: int, height: int, width: int, dt
     errors = [float((f(x)[:1] - exact).norm() / exact.norm()) for f in (fused, compiled)]
     assert errors[0] < (3e-6 if dtype == torch.float32 else 1.1 * errors[1]), errors
     return measure({"hrpose": lambda: fused(x), "torch.compile": lambda: compiled(x)})
+
+
+def bench_ram_sum(
+    n: int, interpolation: str, form: torch.memory_format, weighted: bool, train: bool
+) -> dict[str, Timing]:
+    """The first output of a four-branch exchange unit of width 32, forward, or forward and backward."""
+    generator = torch.Generator().manual_seed(n)
+    inputs = [torch.randn(n, 32, 64 // f, 48 // f, generator=generator).to(memory_format=form) for f in (1, 2, 4, 8)]
+    weights = torch.rand(n, 4, generator=generator) if weighted else None
+    grad = torch.randn(n, 32, 64, 48, generator=generator).to(memory_format=form)
+    leaves = [t.requires_grad_(train) for t in (*inputs, weights) if t is not None]
+
+    def composite(inputs: list[torch.Tensor], weights: torch.Tensor | None) -> torch.Tensor:
+        total = None
+        for h, x in enumerate(inputs):
+            x = x if h == 0 else torch.nn.functional.interpolate(x, (64, 48), mode=interpolation)
+            x = x if weights is None else x * weights[:, h, None, None, None]
+            total = x if total is None else total + x
+        return total.relu()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(composite)
+
+    def run(op):
+        def call() -> object:
+            with torch.set_grad_enabled(train):
+                out = op(inputs, weights)
+                return torch.autograd.grad(out, leaves, grad) if train else out
+
+        return call
+
+    functions = {
+        "hrpose": run(lambda inputs, weights: ops.ram_sum(inputs, weights, interpolation)),
+        "torch.compile": run(compiled),
+        "eager": run(composite),
+    }
+    for name in ("torch.compile", "eager"):
+        for found, expected in zip(functions["hrpose"](), functions[name](), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    return measure(functions)
 
 
 def show(title: str, timings: dict[str, Timing]) -> None:
@@ -140,7 +175,7 @@ def show(title: str, timings: dict[str, Timing]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="decode, crop or bottlenecks")
+    parser.add_argument("--only", default="", help="decode, crop, bottlenecks or ram_sum")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
@@ -162,6 +197,12 @@ def main() -> None:
                 for n in (1, 16):
                     title = f"{name} {n}x{height}x{width} {short}"
                     show(title, bench_bottlenecks(blocks, n, height, width, dtype))
+    for n in (1, 16) if args.only in ("", "ram_sum") else ():
+        for interpolation in ("nearest", "bilinear"):
+            for form, layout in ((torch.channels_last, "NHWC"), (torch.contiguous_format, "NCHW")):
+                for train in (False, True):
+                    title = f"ram_sum {n} {interpolation} {layout}{' + grad' * train}"
+                    show(title, bench_ram_sum(n, interpolation, form, True, train))
 
 
 if __name__ == "__main__":

@@ -422,8 +422,8 @@ inline void reduce(const float *map, int64_t h, int64_t w, int64_t c, int64_t fa
   for (int64_t r = 0; r < height; ++r) {
     Combination sum(lines + row, 1, row);
     if (bilinear) {
-      int64_t y = r ? (r - 1) * factor : 0;
-      for (Taps taps(y, factor, height); y < h && y < (r + 2) * factor; ++y, taps.next()) {
+      int64_t y = r ? (r - 1) * factor + factor / 2 : 0;
+      for (Taps taps(y, factor, height); y < h && y < (r + 1) * factor + factor / 2; ++y, taps.next()) {
         const float weight = (taps.first == r ? 1 - taps.l : 0) + (taps.second == r ? taps.l : 0);
         if (weight != 0) {
           sum.next(1);

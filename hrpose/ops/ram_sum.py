@@ -144,7 +144,7 @@ def _reference(inputs: Sequence[Tensor], weights: Tensor | None, factors: Sequen
 
 def _resample(x: Tensor, size: Sequence[int], factor: int, bilinear: bool) -> Tensor:
     # PyTorch finds the place of pixel y as y * (1 / factor) in float32. Where the factor is no power of two that is
-    # inexact: bilinear weights are then off by up to 1e-7 y, "nearest" for some factors (49) takes the pixel before.
+    # inexact: bilinear weights are then off by about 1e-7 y, "nearest" for some factors (41) takes the pixel before.
     if bilinear:
         return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
     mode = "nearest-exact" if factor & (factor - 1) else "nearest"
