@@ -125,21 +125,19 @@ def bench_bottlenecks(blocks: nn.Sequential, n: int, height: int, width: int, dt
     return measure({"hrpose": lambda: fused(x), "torch.compile": lambda: compiled(x)})
 
 
-def bench_ram_sum(
-    n: int, interpolation: str, form: torch.memory_format, weighted: bool, train: bool
-) -> dict[str, Timing]:
+def bench_ram_sum(n: int, interpolation: str, form: torch.memory_format, train: bool) -> dict[str, Timing]:
     """The first output of a four-branch exchange unit of width 32, forward, or forward and backward."""
     generator = torch.Generator().manual_seed(n)
     inputs = [torch.randn(n, 32, 64 // f, 48 // f, generator=generator).to(memory_format=form) for f in (1, 2, 4, 8)]
-    weights = torch.rand(n, 4, generator=generator) if weighted else None
+    weights = torch.rand(n, 4, generator=generator)
     grad = torch.randn(n, 32, 64, 48, generator=generator).to(memory_format=form)
-    leaves = [t.requires_grad_(train) for t in (*inputs, weights) if t is not None]
+    leaves = [t.requires_grad_(train) for t in (*inputs, weights)]
 
-    def composite(inputs: list[torch.Tensor], weights: torch.Tensor | None) -> torch.Tensor:
+    def composite(inputs: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         total = None
         for h, x in enumerate(inputs):
             x = x if h == 0 else torch.nn.functional.interpolate(x, (64, 48), mode=interpolation)
-            x = x if weights is None else x * weights[:, h, None, None, None]
+            x = x * weights[:, h, None, None, None]
             total = x if total is None else total + x
         return total.relu()
 
@@ -202,7 +200,7 @@ def main() -> None:
             for form, layout in ((torch.channels_last, "NHWC"), (torch.contiguous_format, "NCHW")):
                 for train in (False, True):
                     title = f"ram_sum {n} {interpolation} {layout}{' + grad' * train}"
-                    show(title, bench_ram_sum(n, interpolation, form, True, train))
+                    show(title, bench_ram_sum(n, interpolation, form, train))
 
 
 if __name__ == "__main__":
