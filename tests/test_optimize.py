@@ -12,7 +12,7 @@ from hrpose.models.fused import FusedBottlenecks
 from hrpose.ops import _ext
 from hrpose.optimize import optimize
 
-LIGHT = "dpn1_32 dpn4_64 ram_gpr_w32 hrnet_w18 simple_baseline_r50 hourglass1 cpn_r50 hrnet_w44_cls".split()
+LIGHT = "dpn1_32 hrnet_w18 simple_baseline_r50 hourglass1 cpn_r50".split()
 EACH = [pytest.param(name, marks=[] if name in LIGHT else [pytest.mark.slow]) for name in list_models()]
 
 

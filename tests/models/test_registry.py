@@ -12,8 +12,14 @@ from hrpose.errors import InputError
 from hrpose.models import MODELS, create_model, is_pose_model, list_models, model_options
 
 # One of each family runs by default; the others, alike but for their numbers, and the heavy ones are slow tests.
-LIGHT = "dpn1_32 dpn4_64 ram_gpr_w32 hrnet_w18 simple_baseline_r50 hourglass1 cpn_r50 hrnet_w44_cls".split()
-EACH = [pytest.param(name, marks=[] if name in LIGHT else [pytest.mark.slow]) for name in list_models()]
+LIGHT = "dpn1_32 ram_gpr_w32 hrnet_w18 simple_baseline_r50 hourglass1 cpn_r50".split()
+# Tracing takes a deep network ten seconds and more: by default one with each kind of layer.
+TRACED = "dpn1_32 simple_baseline_r50 hourglass1 cpn_r50".split()
+
+
+def each(default: list[str]) -> list:
+    """Every listed model, those not in `default` as slow tests."""
+    return [pytest.param(name, marks=[] if name in default else [pytest.mark.slow]) for name in list_models()]
 
 
 def images_for(model: nn.Module, n: int = 2, seed: int = 0) -> Tensor:
@@ -45,8 +51,13 @@ def settled_model(name: str) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=EACH)
+@pytest.fixture(scope="module", params=each(LIGHT))
 def settled(request) -> nn.Module:
+    return settled_model(request.param)
+
+
+@pytest.fixture(scope="module", params=each(TRACED))
+def traced(request) -> nn.Module:
     torch.compiler.reset()  # or the variants of one class add up to its limit of recompilations
     return settled_model(request.param)
 
@@ -63,7 +74,7 @@ def relative_error(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor
     )
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", each(LIGHT))
 def test_output_and_gradients(name):
     model = active_model(name)
     images = images_for(model)
@@ -105,21 +116,21 @@ def test_state_dict_round_trip(settled):
         assert relative_error(again(images), settled(images)) == 0
 
 
-def test_compile_without_graph_break(settled):
-    images = images_for(settled)
-    compiled = torch.compile(settled, fullgraph=True, backend="eager")
+def test_compile_without_graph_break(traced):
+    images = images_for(traced)
+    compiled = torch.compile(traced, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert relative_error(compiled(images), settled(images)) < 1e-5
+        assert relative_error(compiled(images), traced(images)) < 1e-5
 
 
-def test_export_with_dynamic_batch(settled):
+def test_export_with_dynamic_batch(traced):
     dynamic = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    exported = torch.export.export(settled, (images_for(settled),), dynamic_shapes=dynamic)
+    exported = torch.export.export(traced, (images_for(traced),), dynamic_shapes=dynamic)
     own = {str(node.target) for node in exported.graph.nodes if "hrpose" in str(node.target)}
     assert not own  # plain ATen, for ONNX and for machines without hrpose
-    images = images_for(settled, 5)
+    images = images_for(traced, 5)
     with torch.no_grad():
-        assert relative_error(exported.module()(images), settled(images)) < 1e-5
+        assert relative_error(exported.module()(images), traced(images)) < 1e-5
 
 
 def test_channels_last(settled):
