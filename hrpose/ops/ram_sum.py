@@ -46,8 +46,12 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         `ram_sum_reference`.
     """
     tensors, weights, factors = _checked(inputs, weights, interpolation)
-    run = _fwd if _has_kernel(tensors[0], factors) and not _exporting() else _reference
-    return run(tensors, weights, factors, interpolation == "bilinear")
+    bilinear = interpolation == "bilinear"
+    if not _has_kernel(tensors[0], factors) or _needs_plain_ops():
+        return _reference(tensors, weights, factors, bilinear)
+    if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, weights) if t is not None]):
+        return _RamSum.apply(weights, factors, bilinear, *tensors)
+    return _fwd(tensors, weights, factors, bilinear)
 
 
 def ram_sum_reference(
@@ -120,9 +124,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _exporting() -> bool:
-    """Is a graph being made for elsewhere, where nobody knows our ops? torch < 2.7 cannot tell for torch.export."""
-    return torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)()
+def _needs_plain_ops() -> bool:
+    """Is the caller one that knows PyTorch's own ops only: the tracer of a graph to be exported (torch.export says so
+    from 2.7 on), a transform of torch.func, forward-mode differentiation, which would take our derivative for 0?"""
+    return (
+        torch.jit.is_tracing()
+        or getattr(torch.compiler, "is_exporting", bool)()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _has_kernel(x: Tensor, factors: Sequence[int]) -> bool:
@@ -176,10 +186,10 @@ def _adjoint(g: Tensor, factor: int, bilinear: bool) -> Tensor:
 
 
 def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
-    out = _fwd_fake(inputs, weights, factors, bilinear)
-    if not _has_kernel(out, factors):  # a graph of torch.compile, run without the native module
-        return out.copy_(_reference(inputs, weights, factors, bilinear))
-    form = _memory_format(out)
+    form = _memory_format(inputs[factors.index(1)])
+    if not _has_kernel(inputs[0], factors):  # a graph of torch.compile, run without the native module
+        return _reference(inputs, weights, factors, bilinear).contiguous(memory_format=form)
+    out = torch.empty_like(inputs[factors.index(1)], memory_format=form)
     inputs = [x.contiguous(memory_format=form) for x in inputs]
     weights = None if weights is None else weights.contiguous()
     n, h, w, c, share = _images(out, factors)
@@ -258,21 +268,27 @@ def _bwd_fake(
     return grads if weights is None else [*grads, torch.empty_like(weights)]
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    tensors, weights, ctx.factors, ctx.bilinear = inputs
-    ctx.save_for_backward(output, weights, *([] if weights is None else tensors))
+class _RamSum(torch.autograd.Function):
+    """Outside the op and taken only for gradients: registered with the op it would cost every call 5 us."""
 
+    @staticmethod
+    def forward(ctx, weights: Tensor | None, factors: list[int], bilinear: bool, *inputs: Tensor) -> Tensor:
+        out = _fwd(list(inputs), weights, factors, bilinear)
+        ctx.factors, ctx.bilinear = factors, bilinear
+        ctx.save_for_backward(out, weights, *([] if weights is None else inputs))
+        return out
 
-def _backward(ctx, grad: Tensor) -> tuple:
-    out, weights, *inputs = ctx.saved_tensors
-    # While the gradient's own graph is recorded, autograd must see what it is made of.
-    run = _reference_backward if torch.is_grad_enabled() else torch.ops.hrpose.ram_sum_bwd
-    if weights is None:  # inputs of one factor have one gradient
-        distinct = list(dict.fromkeys(ctx.factors))
-        grads = dict(zip(distinct, run(grad, out, [], None, distinct, ctx.bilinear), strict=True))
-        return [grads[f] for f in ctx.factors], None, None, None
-    *grads, weight_grads = run(grad, out, inputs, weights, ctx.factors, ctx.bilinear)
-    return grads, weight_grads, None, None
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        out, weights, *inputs = ctx.saved_tensors
+        # While the gradient's own graph is recorded, autograd must see what it is made of.
+        run = _reference_backward if torch.is_grad_enabled() else _bwd
+        if weights is None:  # inputs of one factor have one gradient
+            distinct = list(dict.fromkeys(ctx.factors))
+            grads = dict(zip(distinct, run(grad, out, [], None, distinct, ctx.bilinear), strict=True))
+            return None, None, None, *[grads[f] for f in ctx.factors]
+        *grads, weight_grads = run(grad, out, inputs, weights, ctx.factors, ctx.bilinear)
+        return weight_grads, None, None, *grads
 
 
 _ext.library.define("ram_sum_fwd(Tensor[] inputs, Tensor? weights, int[] factors, bool bilinear) -> Tensor")
@@ -283,5 +299,4 @@ _ext.library.define(
 )
 _ext.library.impl("ram_sum_bwd", _bwd_cpu, "CPU")
 torch.library.register_fake("hrpose::ram_sum_bwd", _bwd_fake, lib=_ext.library)
-torch.library.register_autograd("hrpose::ram_sum_fwd", _backward, setup_context=_setup_context, lib=_ext.library)
-_fwd = torch.ops.hrpose.ram_sum_fwd.default
+_fwd, _bwd = torch.ops.hrpose.ram_sum_fwd.default, torch.ops.hrpose.ram_sum_bwd.default
