@@ -72,22 +72,6 @@ def naive_forward(
     return global_maps, refined
 
 
-def randomise(model: nn.Module, images: torch.Tensor) -> None:
-    """Batch norms in which every value matters: those of the images' statistics, disturbed. With any others the maps of
-    a deep network hardly depend on its input."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images)
-        for module in model.eval().modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean += 0.1 * module.running_var.sqrt() * torch.randn_like(module.running_mean)
-                module.running_var *= torch.empty_like(module.running_var).uniform_(0.7, 1.4)
-
-
 def test_parameters():
     """Trunk of torchvision's ResNet-50, laterals, merges, heads, refinement; batch norm follows every convolution."""
     convs = [(width * 256, 256) for width in WIDTHS] + [(256 * 256, 256)] * 3
@@ -132,7 +116,7 @@ def test_printed_digits():
 
 
 @pytest.mark.parametrize("upsample_first", [False, True])
-def test_forward_is_the_stated_one(upsample_first):
+def test_forward_is_the_stated_one(randomise, upsample_first):
     torch.manual_seed(0)
     model = cpn_r50(5, merge="upsample_first" if upsample_first else "conv_first").double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.double)
@@ -151,7 +135,7 @@ def test_forward_is_the_stated_one(upsample_first):
         assert (x - y).norm() < 1e-9 * y.norm()
 
 
-def test_both_orders_of_merging_are_one_function():
+def test_both_orders_of_merging_are_one_function(randomise):
     torch.manual_seed(0)
     first, second = cpn_r50(5).double(), cpn_r50(5, merge="upsample_first").double().eval()
     images = torch.randn(2, 3, 64, 64, dtype=torch.double)

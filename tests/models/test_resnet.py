@@ -47,22 +47,6 @@ def entries(depth: int) -> list[str]:
     return [*names, "fc.weight", "fc.bias"]
 
 
-def randomise(model: nn.Module, images: torch.Tensor) -> None:
-    """Batch norms in which every value matters: those of the images' statistics, disturbed. With any others the maps of
-    a deep network hardly depend on its input."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images)
-        for module in model.eval().modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean += 0.1 * module.running_var.sqrt() * torch.randn_like(module.running_mean)
-                module.running_var *= torch.empty_like(module.running_var).uniform_(0.7, 1.4)
-
-
 def naive_features(state: dict, images: torch.Tensor, blocks: list[int], stride_in: str) -> list[torch.Tensor]:
     def conv_norm(x, conv, norm, stride=1, padding=0):
         x = F.conv2d(x, state[f"{conv}.weight"], stride=stride, padding=padding)
@@ -133,7 +117,7 @@ def test_trunk_is_shared_by_name_and_shape():
 
 
 @pytest.mark.parametrize("stride_in", ["3x3", "1x1"])
-def test_features_are_the_stated_ones(stride_in):
+def test_features_are_the_stated_ones(randomise, stride_in):
     torch.manual_seed(0)
     trunk, images = ResNetTrunk(50, stride_in=stride_in).double(), torch.randn(2, 3, 64, 96, dtype=torch.double)
     trunk.forward = trunk.features
@@ -147,7 +131,7 @@ def test_features_are_the_stated_ones(stride_in):
         assert (x - y).norm() < 1e-9 * y.norm()
 
 
-def test_logits_are_of_the_averaged_features():
+def test_logits_are_of_the_averaged_features(randomise):
     torch.manual_seed(0)
     model, images = resnet50_cls(num_classes=7).double(), torch.randn(2, 3, 64, 64, dtype=torch.double)
     randomise(model, images)
