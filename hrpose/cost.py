@@ -68,7 +68,7 @@ def count_cost(model: nn.Module, size: tuple[int, int], *, training: bool = Fals
     check(valid, "count_cost", f"size must be two integers >= 1, got {size!r}")
     tensors = [*model.parameters(), *model.buffers()]
     # deepcopy takes what it finds in the memo for the copy, so no weight is ever duplicated.
-    memo = {id(t): _without_storage(t) for t in tensors}
+    memo = {id(t): t if t.is_meta else _without_storage(t) for t in tensors}
     copied = copy.deepcopy(model, memo).train(training)
     layers: list[LayerCost] = []
     for name, module in copied.named_modules():
