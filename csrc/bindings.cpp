@@ -87,6 +87,33 @@ Result bottlenecks(Address x, Address out, Address weights, Address biases, Addr
                                      mid, out_channels, blocks, stride, bf16, project, threads});
 }
 
+template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::ConvArgs &)>
+Result conv(Address x, Address residual, Address out, Address weights, Address bias, Address workspace, int64_t n,
+            int64_t h, int64_t w, int64_t in_channels, int64_t out_channels, int64_t size, int64_t stride, int tile,
+            bool rectify, bool bf16, int threads) {
+  return (hrpose::active().*kernel)({pointer<const void>(x), pointer<const void>(residual), pointer<void>(out),
+                                     pointer<const void>(weights), pointer<const float>(bias),
+                                     pointer<void>(workspace), n, h, w, in_channels, out_channels, size, stride, tile,
+                                     rectify, bf16, threads});
+}
+
+template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::BasicBlocksArgs &)>
+Result basic_blocks(Address x, Address out, Address weights, Address biases, Address workspace, int64_t n, int64_t h,
+                    int64_t w, int64_t channels, int64_t blocks, int tile, bool bf16, int threads) {
+  return (hrpose::active().*kernel)({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
+                                     pointer<const float>(biases), pointer<void>(workspace), n, h, w, channels, blocks,
+                                     tile, bf16, threads});
+}
+
+template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::StemArgs &)>
+Result stem(Address x, Address out, Address weights, Address bias, Address workspace, int64_t n, int64_t h, int64_t w,
+            int64_t stride_n, int64_t stride_c, int64_t stride_h, int64_t stride_w, int64_t out_channels, int64_t size,
+            int64_t stride, int64_t depth, bool pool, bool bf16, int threads) {
+  return (hrpose::active().*kernel)({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
+                                     pointer<const float>(bias), pointer<void>(workspace), n, h, w, stride_n, stride_c,
+                                     stride_h, stride_w, out_channels, size, stride, depth, pool, bf16, threads});
+}
+
 #ifdef HRPOSE_WITH_CUDA
 void raise(const char *error) {
   if (error)
@@ -135,6 +162,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("ram_sum_bwd", ram_sum_bwd, release());
   m.def("bottlenecks_workspace", bottlenecks<int64_t, &hrpose::Kernels::bottlenecks_workspace>);
   m.def("bottlenecks_fwd", bottlenecks<void, &hrpose::Kernels::bottlenecks_fwd>, release());
+  m.def("conv_workspace", conv<int64_t, &hrpose::Kernels::conv_workspace>);
+  m.def("conv_fwd", conv<void, &hrpose::Kernels::conv_fwd>, release());
+  m.def("basic_blocks_workspace", basic_blocks<int64_t, &hrpose::Kernels::basic_blocks_workspace>);
+  m.def("basic_blocks_fwd", basic_blocks<void, &hrpose::Kernels::basic_blocks_fwd>, release());
+  m.def("stem_workspace", stem<int64_t, &hrpose::Kernels::stem_workspace>);
+  m.def("stem_fwd", stem<void, &hrpose::Kernels::stem_fwd>, release());
 #ifdef HRPOSE_WITH_CUDA
   m.attr("cuda_archs") = HRPOSE_CUDA_ARCHS;
   m.def("cuda_host", cuda_host);

@@ -74,6 +74,50 @@ struct BottlenecksArgs {
   int threads;
 };
 
+// A convolution and what follows it, see conv.inl. Maps are NHWC; channels are multiples of 16.
+struct ConvArgs {
+  const void *x;        // (n, h, w, in_channels)
+  const void *residual; // like `out`, or null
+  void *out;            // (n, ceil(h / stride), ceil(w / stride), out_channels)
+  // Panels of a matrix (out x in) for each tap, or, if `tile`, for each of the (tile + 2)^2 factors of Winograd's way.
+  const void *weights;
+  const float *bias; // (out_channels)
+  void *workspace;   // of conv_workspace() bytes
+  int64_t n, h, w, in_channels, out_channels, kernel, stride; // kernel 1 or 3
+  int tile;                                                   // 0, or 2 or 4 for a float 3x3 of stride 1
+  bool rectify;
+  bool bf16; // x, residual, out and weights, in panels of pairs; else float. Only where Kernels::bf16
+  int threads;
+};
+
+// A chain of residual blocks of two 3x3 convolutions, see basic_blocks.inl. Maps are NHWC.
+struct BasicBlocksArgs {
+  const void *x;       // (n, h, w, channels), channels a multiple of 16
+  void *out;           // the same
+  const void *weights; // as ConvArgs', of the two convolutions of each block
+  const float *biases; // (2 blocks, channels)
+  void *workspace;     // of basic_blocks_workspace() bytes
+  int64_t n, h, w, channels, blocks;
+  int tile;  // 0, or 2 or 4 for float
+  bool bf16; // as in ConvArgs
+  int threads;
+};
+
+constexpr int kMaxKernel = 7; // of a stem
+
+// The first layers of a network, see stem.inl.
+struct StemArgs {
+  const void *x;       // (n, 3, h, w) with the strides below, in values
+  void *out;           // (n, out_h, out_w, out_channels): ceil(h / stride), with pool half of that, rounded up
+  const void *weights; // panels of a matrix (out_channels x depth) for each row of taps
+  const float *bias;   // (out_channels), a multiple of 16
+  void *workspace;     // of stem_workspace() bytes
+  int64_t n, h, w, stride_n, stride_c, stride_h, stride_w, out_channels;
+  int64_t kernel, stride, depth; // kernel odd, <= kMaxKernel; depth >= 3 kernel, a multiple of 8
+  bool pool, bf16;               // bf16 as in ConvArgs
+  int threads;
+};
+
 struct Kernels {
   const char *isa;
   bool bf16; // does it take bf16?
@@ -84,6 +128,12 @@ struct Kernels {
   void (*ram_sum_bwd)(const RamSumGradArgs &);
   int64_t (*bottlenecks_workspace)(const BottlenecksArgs &);
   void (*bottlenecks_fwd)(const BottlenecksArgs &);
+  int64_t (*conv_workspace)(const ConvArgs &);
+  void (*conv_fwd)(const ConvArgs &);
+  int64_t (*basic_blocks_workspace)(const BasicBlocksArgs &);
+  void (*basic_blocks_fwd)(const BasicBlocksArgs &);
+  int64_t (*stem_workspace)(const StemArgs &);
+  void (*stem_fwd)(const StemArgs &);
 };
 
 const Kernels &active();

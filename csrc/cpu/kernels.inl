@@ -18,35 +18,15 @@
 #define HRPOSE_STRING(isa) HRPOSE_TEXT(isa)
 
 namespace {
+using hrpose::BasicBlocksArgs;
 using hrpose::BottlenecksArgs;
+using hrpose::ConvArgs;
 using hrpose::CropArgs;
 using hrpose::DecodeArgs;
+using hrpose::kMaxKernel;
 using hrpose::RamSumArgs;
 using hrpose::RamSumGradArgs;
-
-// Calls body(begin, end) on `workers` equal parts of 0..total. One worker runs in the calling thread without entering
-// OpenMP, so that a process forked after its parent used OpenMP (a data loader's worker) cannot hang.
-template <class Body> void split(int64_t total, int workers, Body body) {
-  if (workers <= 1 || total <= 1) {
-    body(int64_t(0), total);
-    return;
-  }
-#pragma omp parallel for num_threads(workers) schedule(static, 1)
-  for (int part = 0; part < workers; ++part)
-    body(total * part / workers, total * (part + 1) / workers);
-}
-
-// Calls body(rank, size) once in each of at most `workers` workers: OpenMP may grant fewer.
-template <class Body> void team(int workers, Body body) {
-#ifdef _OPENMP
-  if (workers > 1) {
-#pragma omp parallel num_threads(workers)
-    body(omp_get_thread_num(), omp_get_num_threads());
-    return;
-  }
-#endif
-  body(0, 1);
-}
+using hrpose::StemArgs;
 
 #ifdef __AVX512BF16__
 constexpr bool kBf16 = true;
@@ -55,16 +35,23 @@ constexpr bool kBf16 = false;
 #endif
 
 #include "vec.h"
+#include "workers.h"
+
+#include "product.inl"
+#include "winograd.inl"
 
 #include "bottlenecks.inl"
+#include "conv.inl"
+#include "basic_blocks.inl" // after conv.inl
 #include "crop.inl"
 #include "decode.inl"
 #include "ram_sum.inl"
+#include "stem.inl"
 } // namespace
 
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
 const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {
     HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd, ram_sum_fwd, ram_sum_bwd, bottlenecks_workspace,
-    bottlenecks_fwd};
+    bottlenecks_fwd, conv_workspace, conv_fwd, basic_blocks_workspace, basic_blocks_fwd, stem_workspace, stem_fwd};
 } // namespace hrpose

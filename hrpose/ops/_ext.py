@@ -123,6 +123,13 @@ def unobserved(*tensors: Tensor | None) -> bool:
     return True
 
 
+def workspace(size: int) -> tuple[Tensor, int]:
+    """Uninitialised memory of `size` bytes for a kernel's own use: what keeps it alive, and its address, at the
+    beginning of a cache line."""
+    memory = torch.empty(size + 64, dtype=torch.uint8)
+    return memory, memory.data_ptr() + -memory.data_ptr() % 64
+
+
 def report() -> dict:
     """What `hrpose doctor` prints about the native module: native, reason, isa, isas, openmp, cuda, cuda_archs.
 

@@ -9,21 +9,11 @@ from torch import Tensor
 
 from hrpose.errors import check
 from hrpose.ops import _ext
+from hrpose.ops.panels import MULTIPLE, from_panels, to_panels, winograd_panels
 
 WHERE = "bottlenecks"
-MULTIPLE = 16  # of which all widths must be one
-PANEL = 32  # kPanel of csrc/cpu/bottlenecks.inl
 # Below this many multiplications per image or batch, waking other threads costs more than it saves.
 PARALLEL_ABOVE = 2_000_000
-# G of Winograd's F(4, 3) with the points 0, 1, -1, 2, -2 and infinity: 6 factors from 3 weights.
-WINOGRAD_G = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
 
 
 class BottleneckWeights(NamedTuple):
@@ -105,37 +95,16 @@ def pack_bottlenecks(
 
     matrices = [m for b in blocks for m in (b.w1, *b.w2.flatten(2).unbind(2), b.w3)]
     matrices += [] if first.projection is None else [first.projection]
-    weights = torch.cat([_panels(m) for m in matrices])
+    weights = torch.cat([to_panels(m) for m in matrices])
     biases = torch.cat([bias for b in blocks for bias in (b.b1, b.b2, b.b3)])
     biases = biases.float() if biases.dtype == torch.bfloat16 else biases
     winograd = weights.new_empty(0)
     if weights.dtype == torch.float32:
-        g = torch.tensor(WINOGRAD_G, dtype=torch.float64, device=weights.device)
-        factors = [torch.einsum("yi,xj,ocij->yxoc", g, g, b.w2.double()).flatten(0, 1).float() for b in blocks]
-        winograd = torch.cat([_panels(m) for u in factors for m in u])
+        winograd = torch.cat([winograd_panels(b.w2, 4) for b in blocks])
     return PackedBottlenecks(
         weights.detach(), biases.detach(), winograd.detach(),
         in_channels, mid, out, first.projection is not None, stride, tuple(dilations),
     )  # fmt: skip
-
-
-def _panels(matrix: Tensor) -> Tensor:
-    """(outputs, inputs) -> [outputs / 32][inputs / depth][32][depth] and, of what is left, the same with 16, flat."""
-    depth = _depth(matrix)
-    return torch.cat([p.T.unflatten(0, (-1, depth)).transpose(1, 2).flatten() for p in matrix.split(PANEL)])
-
-
-def _depth(weights: Tensor) -> int:
-    """Inputs that lie side by side."""
-    return 2 if weights.dtype == torch.bfloat16 else 1
-
-
-def _matrix(panels: Tensor, rows: int, cols: int) -> Tensor:
-    """What `_panels` was given."""
-    depth, whole = _depth(panels), rows // PANEL * PANEL
-    first = panels[: whole * cols].view(-1, cols // depth, PANEL, depth).transpose(1, 2).reshape(whole, cols)
-    last = panels[whole * cols :].view(cols // depth, rows - whole, depth).transpose(0, 1).reshape(-1, cols)
-    return torch.cat([first, last])
 
 
 def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
@@ -190,7 +159,7 @@ def _reference(
         shapes += [(mid, out if index else in_channels), *[(mid, mid)] * 9, (out, mid)]
     shapes += [(out, in_channels)] if project else []
     flat = weights.split([rows * cols for rows, cols in shapes])
-    matrices = [_matrix(panels, *shape)[:, :, None, None] for panels, shape in zip(flat, shapes, strict=True)]
+    matrices = [from_panels(panels, *shape)[:, :, None, None] for panels, shape in zip(flat, shapes, strict=True)]
     offsets = iter(biases.to(x.dtype).split([mid, mid, out] * len(dilations)))
     for index, dilation in enumerate(dilations):
         w1, *taps, w3 = matrices[11 * index : 11 * index + 11]
@@ -221,8 +190,8 @@ def _bottlenecks_cpu(
     addresses = [t.data_ptr() for t in tensors]  # 0 for a tensor without values
     sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, bf16, project, threads)
     kernels = _ext.kernels()
-    workspace = torch.empty(kernels.bottlenecks_workspace(*addresses, 0, *sizes) + 64, dtype=torch.uint8)
-    kernels.bottlenecks_fwd(*addresses, workspace.data_ptr() + -workspace.data_ptr() % 64, *sizes)
+    _memory, at = _ext.workspace(kernels.bottlenecks_workspace(*addresses, 0, *sizes))
+    kernels.bottlenecks_fwd(*addresses, at, *sizes)
     return result
 
 

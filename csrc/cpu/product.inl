@@ -1,0 +1,226 @@
+// Matrix products of rows that lie anywhere: out = [relu] (bias + residual + sum over terms of rows x weights). A
+// convolution is such a product with a term per tap. Outputs may be added to in place: residual[i] may be out[i].
+//
+// Register tiles (vec.h) of rows x outputs; bf16 with AMX in its tiles. Weights lie in panels of kPanel outputs,
+// [outputs / kPanel][inputs][kPanel], the last one of half the width where outputs are no multiple of kPanel; bf16 ones
+// in pairs of inputs, [outputs / kPanel][inputs / 2][kPanel][2]. Sums and biases are float always.
+
+constexpr int kPanel = 32; // outputs: the columns of AVX-512's register tile
+#ifdef __AMX_BF16__
+constexpr int kAmxRows = 32; // rows of a product at a time in AMX's tiles
+constexpr int kTiles = 8;    // 96 rows, three times kAmxRows
+#else
+constexpr int kAmxRows = 0;
+constexpr int kTiles = 4; // register tiles per strip: weights are read from L2 once for all of them
+#endif
+constexpr int kStrip = kTiles * kRows; // rows that a caller had best ask for at a time
+
+// sum over terms: rows[i][offset ...] times weights, i a row of the product.
+template <class T> struct Term {
+  const T *const *rows;
+  int64_t offset, k;
+  const T *weights;
+};
+
+// out[i] = [relu] (bias + residual[i] + terms); bias and residual may be null.
+template <class T> struct Product {
+  const Term<T> *terms;
+  int count;
+  const float *bias;
+  const T *const *residual;
+  T *const *out;
+  int64_t offset, width; // of out: first column, columns
+  bool rectify;
+  T *spare; // room for kAmxRows rows of all terms
+};
+
+// Rows row .. row + M and columns col .. col + V vectors of a product, in a panel of P columns.
+template <int M, int V, int P, class T>
+__attribute__((noinline)) void product_tile(const Product<T> &p, int row, int64_t col) {
+  const int64_t panel = col / kPanel * kPanel;
+  Vec sum[M][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v)
+      sum[i][v] = p.bias ? load(p.bias + col + v * kLanes) : Vec{};
+  for (const Term<T> *term = p.terms; term < p.terms + p.count; ++term) {
+    const T *a[M];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+      a[i] = term->rows[row + i] + term->offset;
+    // One pointer into the weights: with twelve rows and k, no more registers are left.
+    const T *b = term->weights + panel * term->k + col % kPanel * kDepth<T>;
+    for (int64_t k = 0, count = term->k; k < count; k += 4 * kDepth<T>)
+#pragma GCC unroll 4
+      for (int step = 0; step < 4; ++step, b += P * kDepth<T>) {
+        decltype(load_weights(b)) weights[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          weights[v] = load_weights(b + v * kLanes * kDepth<T>);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) {
+          const auto value = broadcast_inputs(a[i] + k + step * kDepth<T>);
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v)
+            sum[i][v] = multiply_add(value, weights[v], sum[i][v]);
+        }
+      }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      if (p.residual) // last: rounded once to the precision of the large sum, not at every step
+        sum[i][v] = sum[i][v] + load(p.residual[row + i] + col + v * kLanes);
+      store(p.out[row + i] + p.offset + col + v * kLanes, p.rectify ? relu(sum[i][v]) : sum[i][v]);
+    }
+}
+
+template <int M, class T> void product_rows(const Product<T> &p, int row, int rows, int64_t col) {
+  if constexpr (M > 1)
+    if (rows < M)
+      return product_rows<M - 1>(p, row, rows, col);
+  constexpr int kHalf = kVecs < kPanel / 2 / kLanes ? kVecs : kPanel / 2 / kLanes;
+  if (col / kPanel * kPanel + kPanel <= p.width)
+    product_tile<M, kVecs, kPanel, T>(p, row, col);
+  else if constexpr (M > kRows / 2) { // half panels are rare: not worth all the tiles' time to compile
+    product_rows<kRows / 2>(p, row, kRows / 2, col);
+    product_rows<M - kRows / 2>(p, row + kRows / 2, M - kRows / 2, col);
+  } else
+    product_tile<M, kHalf, kPanel / 2, T>(p, row, col);
+}
+
+#ifdef __AMX_BF16__
+// The product on AMX's tiles: sums of 32 rows x 32 columns in tiles 0 to 3, inputs in 4 and 5, weights in 6 and 7.
+constexpr int kAmx = kAmxRows / 2; // rows of a tile
+
+// Where the kAmx rows of a term lie, `stride` bytes apart.
+struct Rows {
+  const Bf16 *first;
+  int64_t stride;
+};
+
+// Rows `row` .. `row` + `count` - 1 of a term as they are if they are a full tile at equal distances, as pixels of one
+// line of the map are; else copied to `spare`, what lies beyond `count` being of no account.
+inline Rows amx_rows(const Term<Bf16> &term, int row, int count, Bf16 *spare) {
+  const Bf16 *const *rows = term.rows + row;
+  bool equal = count == kAmx;
+  for (int i = 2; i < count; ++i)
+    equal = equal && rows[i] - rows[i - 1] == rows[1] - rows[0];
+  if (equal)
+    return {rows[0] + term.offset, (rows[1] - rows[0]) * int64_t(sizeof(Bf16))};
+  for (int i = 0; i < count; ++i)
+    std::memcpy(spare + i * term.k, rows[i] + term.offset, size_t(term.k) * sizeof(Bf16));
+  return {spare, term.k * int64_t(sizeof(Bf16))};
+}
+
+// Sums of a tile of kAmx x kPanel / 2 to `out`.
+inline void amx_finish(const Product<Bf16> &p, int row, int count, int64_t col, const float *sums) {
+  for (int i = 0; i < count; ++i) {
+    Vec sum = load(sums + i * kLanes) + load(p.bias + col);
+    if (p.residual)
+      sum = sum + load(p.residual[row + i] + col);
+    store(p.out[row + i] + p.offset + col, p.rectify ? relu(sum) : sum);
+  }
+}
+
+inline void product_amx(const Product<Bf16> &p, int rows) {
+  alignas(64) float sums[4][kAmx * kLanes];
+  constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kLanes * sizeof(float);
+  for (int row = 0; row < rows; row += 2 * kAmx) {
+    const int upper = rows - row < kAmx ? rows - row : kAmx, both = rows - row < 2 * kAmx ? rows - row : 2 * kAmx;
+    const int lower = both - upper;
+    Rows a[10], b[10];
+    Bf16 *spare = p.spare;
+    for (int i = 0; i < p.count; ++i, spare += kStep * p.terms[i - 1].k) {
+      a[i] = amx_rows(p.terms[i], row, upper, spare);
+      b[i] = lower ? amx_rows(p.terms[i], row + kAmx, lower, spare + kAmx * p.terms[i].k) : a[i];
+    }
+    // GCC's tile loads do not say that they read memory: what they read must be written by here.
+    __asm__ volatile("" ::: "memory");
+    for (int64_t col = 0; col < p.width; col += kPanel) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int i = 0; i < p.count; ++i) {
+        const Term<Bf16> &term = p.terms[i];
+        const Bf16 *weights = term.weights + col * term.k;
+        for (int64_t k = 0; k < term.k; k += kStep, weights += kStep * kPanel) {
+          _tile_loadd(6, weights, kWeights);
+          _tile_loadd(7, weights + kPanel, kWeights);
+          _tile_loadd(4, a[i].first + k, a[i].stride);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          if (lower) {
+            _tile_loadd(5, b[i].first + k, b[i].stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+          }
+        }
+      }
+      _tile_stored(0, sums[0], kSums);
+      _tile_stored(1, sums[1], kSums);
+      amx_finish(p, row, upper, col, sums[0]);
+      amx_finish(p, row, upper, col + kLanes, sums[1]);
+      if (lower) {
+        _tile_stored(2, sums[2], kSums);
+        _tile_stored(3, sums[3], kSums);
+        amx_finish(p, row + kAmx, lower, col, sums[2]);
+        amx_finish(p, row + kAmx, lower, col + kLanes, sums[3]);
+      }
+    }
+  }
+}
+
+struct TileConfig {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t bytes[16]; // of a row
+  uint8_t rows[16];
+};
+constexpr TileConfig kTileConfig = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+#endif
+
+// Sets up AMX's tiles of this thread for the lifetime of the object, where products of T need them: eight of 16 rows x
+// 64 bytes.
+template <class T> struct AmxTiles {
+  AmxTiles() {
+#ifdef __AMX_BF16__
+    if (sizeof(T) == sizeof(Bf16))
+      _tile_loadconfig(&kTileConfig);
+#endif
+  }
+  ~AmxTiles() {
+#ifdef __AMX_BF16__
+    if (sizeof(T) == sizeof(Bf16))
+      _tile_release();
+#endif
+  }
+};
+
+// Columns outermost, so that a panel of weights stays in L1 while all rows pass.
+template <class T> void product(const Product<T> &p, int rows) {
+#ifdef __AMX_BF16__
+  if constexpr (sizeof(T) == sizeof(Bf16)) {
+    bool fits = p.width % kPanel == 0;
+    for (int i = 0; i < p.count; ++i)
+      fits = fits && p.terms[i].k % (2 * kAmx) == 0;
+    if (fits)
+      return product_amx(p, rows);
+  }
+#endif
+  const int tiles = (rows + kRows - 1) / kRows;
+  for (int64_t col = 0; col < p.width; col += kVecs * kLanes)
+    for (int t = 0; t < tiles; ++t) {
+      const int row = int(part_begin(rows, tiles, t));
+      product_rows<kRows>(p, row, int(part_begin(rows, tiles, t + 1)) - row, col);
+    }
+}
+
+// Full strips for one worker; shorter ones, but whole register tiles, where several must share few rows.
+inline int64_t count_strips(int64_t rows, int workers) {
+  const int64_t shared = ceil_div(ceil_div(rows, kStrip), workers) * workers, tiles = ceil_div(rows, kRows);
+  return shared < tiles ? shared : tiles;
+}
