@@ -1,27 +1,41 @@
 """The inference form of a network: the same heatmaps, sooner."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from hrpose.errors import check
-from hrpose.models.blocks import Bottleneck
+from hrpose.models.blocks import BasicBlock, Bottleneck
+from hrpose.models.dpn import DPN
+from hrpose.models.dpn_hrnet import DPNHRNet
 from hrpose.models.fold import fold_batch_norms
-from hrpose.models.fused import FusedBottlenecks
-from hrpose.ops import _ext
-from hrpose.ops.bottlenecks import MULTIPLE
+from hrpose.models.fused import FusedBasicBlocks, FusedBottlenecks, FusedConv, FusedStem
+from hrpose.models.hrnet import HRNetTrunk
+from hrpose.models.resnet import ResNetTrunk
+from hrpose.ops.conv import kernel_takes
+from hrpose.ops.panels import MULTIPLE
 
 # Of the output's norm: folding and other orders of summation round differently; a wrong layer is off by most of it.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
+# Attributes that a network runs one after the other and nothing else sees. In a Sequential its children are that.
+_RUNS: dict[type[nn.Module], tuple[tuple[str, ...], ...]] = {
+    DPN: (("conv0", "pooling"),),
+    HRNetTrunk: (("conv1", "bn1", "relu"), ("conv2", "bn2", "relu")),
+    ResNetTrunk: (("conv1", "bn1", "relu", "maxpool"),),
+}
 
+
+@torch.no_grad()
 def optimize(model: nn.Module) -> nn.Module:
-    """A copy of a network for inference alone: chains of bottlenecks in the fused kernel, batch norm folded into the
-    other convolutions, weights in channels_last.
+    """A copy of a network for inference alone: batch norm folded into the convolutions, these packed for the fused ops
+    where there are kernels for them, neighbouring linear layers made one, weights in channels_last.
 
     The copy is run beside the original on a random image before it is returned. It can be exported and compiled like
-    the original; its state dict is another, and its device and dtype are settled.
+    the original; its state dict is another, and its device and dtype are settled. Packed weights take up to five times
+    the memory of the original ones (Winograd's form of 3x3 convolutions).
 
     Args:
         model: made by ``create_model``, in eval mode, float32 or bfloat16 (or another floating type), on any device.
@@ -31,31 +45,40 @@ def optimize(model: nn.Module) -> nn.Module:
     """
     check(not model.training, "optimize", "model must be in eval mode (model.eval()), got one in training mode")
     fast = copy.deepcopy(model).requires_grad_(False)
-    if _ext.usable(*fast.parameters(), dtype=torch.float32):
-        _fuse_bottlenecks(fast)
+    fused = all(kernel_takes(parameter) for parameter in fast.parameters())
+    if fused:
+        _fuse_chains(fast)
     fold_batch_norms(fast)
-    fast.to(memory_format=torch.channels_last).eval()
+    _merge_heads(fast)
+    if fused:
+        _fuse_runs(fast)
+        _fuse_convs(fast)
+    for module in fast.eval().modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)
     _compare(model, fast)
     return fast
 
 
-def _fuse_bottlenecks(module: nn.Module) -> None:
-    """Replace every Sequential of bottlenecks, and every Sequential of such, by the kernel."""
+def _fuse_chains(module: nn.Module) -> None:
+    """Replace every Sequential of bottlenecks or of basic blocks, and every Sequential of such, by the kernel."""
     for name, child in module.named_children():
-        blocks = _chain(child)
-        if blocks and all(_fusable(block, index == 0) for index, block in enumerate(blocks)):
-            setattr(module, name, FusedBottlenecks.from_blocks(nn.Sequential(*blocks)))
+        bottlenecks, basic = _chain(child, Bottleneck), _chain(child, BasicBlock)
+        if bottlenecks and all(_fusable(block, index == 0) for index, block in enumerate(bottlenecks)):
+            setattr(module, name, FusedBottlenecks.from_blocks(bottlenecks))
+        elif basic and basic[0].conv1.in_channels % MULTIPLE == 0:
+            setattr(module, name, FusedBasicBlocks.from_blocks(basic))
         else:
-            _fuse_bottlenecks(child)
+            _fuse_chains(child)
 
 
-def _chain(module: nn.Module) -> list[Bottleneck]:
-    """The bottlenecks of a Sequential that holds nothing else, [] for another module."""
-    if isinstance(module, Bottleneck):
+def _chain(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    """The blocks of a Sequential that holds nothing else, [] for another module."""
+    if isinstance(module, kind):
         return [module]
     if not isinstance(module, nn.Sequential):
         return []
-    parts = [_chain(child) for child in module]
+    parts = [_chain(child, kind) for child in module]
     return [block for part in parts for block in part] if all(parts) else []
 
 
@@ -66,7 +89,79 @@ def _fusable(block: Bottleneck, first: bool) -> bool:
     return plain and all(width % MULTIPLE == 0 for width in widths)
 
 
-@torch.no_grad()
+def _merge_heads(model: nn.Module) -> None:
+    """Of DPN's head, 1x1 convolution, up-sampling, 1x1 convolution, make one convolution before the up-sampling.
+
+    Both convolutions and the up-sampling, whose weights have the sum 1, are linear, and a 1x1 convolution may change
+    places with a resampling: W2 (U (W1 x + b1)) + b2 = U (W2 W1 x + W2 b1 + b2).
+    """
+    if not isinstance(model, DPN | DPNHRNet):
+        return
+    upsample, head = model.upsample, model.heatmap
+    first, resize = (None, upsample) if isinstance(upsample, nn.Upsample) else (upsample[0], upsample[-1])
+    merged = copy.deepcopy(head)
+    if first is not None:
+        w1, w2 = first.weight.double()[:, :, 0, 0], head.weight.double()[:, :, 0, 0]
+        merged = nn.Conv2d(first.in_channels, head.out_channels, 1).to(head.weight).requires_grad_(False)
+        merged.weight.copy_((w2 @ w1)[:, :, None, None])
+        merged.bias.copy_(w2 @ first.bias.double() + head.bias.double())
+    model.upsample, model.heatmap = nn.Sequential(merged, resize), nn.Identity()
+
+
+def _fuse_runs(model: nn.Module) -> None:
+    """Fuse convolutions with what runs after them: batch norms that are folded by now, ReLU, max-pooling."""
+    for kind, runs in _RUNS.items():
+        if isinstance(model, kind):
+            fused = [_fused_run(_flat(getattr(model, name) for name in names)) for names in runs]
+            if all(len(layers) == 1 for layers in fused):
+                for names, (layer,) in zip(runs, fused, strict=True):
+                    for name in names[1:]:
+                        setattr(model, name, nn.Identity())
+                    setattr(model, names[0], layer)
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            layers = _fused_run(module)
+            module._modules.clear()
+            module.extend(layers)
+
+def _fused_run(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The layers among modules that run one after the other, identities left out, convolutions with what follows."""
+    rest = [module for module in modules if not isinstance(module, nn.Identity)]
+    layers = []
+    while rest:
+        layer, *rest = rest
+        relu = bool(rest) and isinstance(rest[0], nn.ReLU)
+        if relu and FusedStem.takes(layer):
+            pool = len(rest) > 1 and _is_stem_pooling(rest[1])
+            layers.append(FusedStem.from_conv(layer, pool))
+            rest = rest[1 + pool :]
+        elif FusedConv.takes(layer):
+            layers.append(FusedConv.from_conv(layer, relu))
+            rest = rest[relu:]
+        else:
+            layers.append(layer)
+    return layers
+
+
+def _flat(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules with the layers of a Sequential in its place."""
+    return [m for module in modules for m in (module if isinstance(module, nn.Sequential) else [module])]
+
+
+def _is_stem_pooling(module: nn.Module) -> bool:
+    sizes = tuple(getattr(module, name, None) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+    return isinstance(module, nn.MaxPool2d) and sizes == (3, 2, 1, 1, False)
+
+
+def _fuse_convs(module: nn.Module) -> None:
+    """Replace the convolutions that are left by packed ones."""
+    for name, child in module.named_children():
+        if FusedConv.takes(child):
+            setattr(module, name, FusedConv.from_conv(child, relu=False))
+        else:
+            _fuse_convs(child)
+
+
 def _compare(model: nn.Module, fast: nn.Module) -> None:
     """Raise unless both give the same on a small image; a difference is a mistake of ours."""
     parameter = next(model.parameters())

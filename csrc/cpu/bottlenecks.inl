@@ -54,16 +54,15 @@ template <class T> struct Image {
 // What one worker needs for itself.
 template <class T> struct Scratch {
   T *z;                      // (strip or 16 kChunk, mid): outputs of the 3x3
-  float *factors, *products; // (36, kChunk, mid): of Winograd's tiles
+  float *factors, *products; // (36, plane(mid)): of Winograd's tiles
   const float *zeros;        // (mid): a pixel outside the map
   T *spare;                  // see Product
 };
 
-// Some output pixels and their z.
-template <class T> struct Pixels {
-  const T *z[kStrip];
-  int64_t y[kStrip], x[kStrip];
-  int count = 0;
+// An output pixel and where its values are.
+template <class T> struct Pixel {
+  const T *z, *x; // x: of the shortcut
+  T *out, *y;     // y: the next one
 };
 
 template <class T> struct Chain {
@@ -112,65 +111,82 @@ template <class T> struct Chain {
   static int64_t origin(int64_t index, int64_t d) { return index / d * 4 * d + index % d; }
   int64_t winograd_tiles(int64_t d) const { return origins(h, d) * origins(w, d); }
 
-  // y_0 of pixels begin .. end.
-  void head(const Image<T> &image, const Block<T> &b, const Scratch<T> &scratch, int64_t begin, int64_t end) const {
-    const T *x[kStrip];
-    T *y[kStrip];
+  // y_0 of pixels begin .. end; those after them follow `ahead` pixels later.
+  void head(const Image<T> &image, const Block<T> &b, const Scratch<T> &scratch, int64_t begin, int64_t end,
+            int64_t ahead) const {
+    const T *x[kStrip<T>];
+    const void *later[kStrip<T>];
+    T *y[kStrip<T>];
+    Fetch fetch = {later, 0, b.in * int64_t(sizeof(T))};
     for (int64_t i = begin; i < end; ++i) {
       x[i - begin] = image.x + i * b.in;
       y[i - begin] = image.y[0] + i * args.mid;
+      if (i + ahead < args.h * args.w)
+        later[fetch.count++] = image.x + (i + ahead) * b.in;
     }
     const Term<T> term = {x, 0, b.in, b.w1};
-    product<T>({&term, 1, b.b1, nullptr, y, 0, args.mid, true, scratch.spare}, int(end - begin));
+    product<T>({&term, 1, b.b1, nullptr, y, 0, args.mid, true, scratch.spare, &fetch}, int(end - begin));
   }
 
-  // Second and third line of the equation: x and the next y of pixels whose z is known. `next` is null for the last.
-  void up_down(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next, const Scratch<T> &scratch,
-               const Pixels<T> &pixels) const {
-    const T *x[kStrip], *out[kStrip];
-    T *updated[kStrip], *y[kStrip];
-    for (int i = 0; i < pixels.count; ++i) {
-      const int64_t at = pixels.y[i] * w + pixels.x[i];
-      out[i] = updated[i] = image.out + at * args.out_channels;
-      x[i] = index ? out[i] : image.x + (pixels.y[i] * b.in_w + pixels.x[i]) * b.stride * b.in;
-      y[i] = image.y[(index + 1) % 2] + at * args.mid;
+  Pixel<T> pixel(const Image<T> &image, int64_t index, const Block<T> &b, const T *z, int64_t y, int64_t x) const {
+    T *const out = image.out + (y * w + x) * args.out_channels;
+    const T *const shortcut = index ? out : image.x + (y * b.in_w + x) * b.stride * b.in;
+    return {z, shortcut, out, image.y[(index + 1) % 2] + (y * w + x) * args.mid};
+  }
+
+  // Second and third line of the equation: x and the next y of up to a strip of pixels whose z is known. `next` is null
+  // for the last block. Fetches the shortcuts of as many pixels `later`, which may be null.
+  void up_down(const Block<T> &b, const Block<T> *next, const Scratch<T> &scratch, const Pixel<T> *pixels, int count,
+               const Pixel<T> *later, int later_count) const {
+    const T *z[kStrip<T>], *x[kStrip<T>], *out[kStrip<T>];
+    const void *rows[kStrip<T>];
+    T *updated[kStrip<T>], *y[kStrip<T>];
+    for (int i = 0; i < count; ++i) {
+      z[i] = pixels[i].z, x[i] = pixels[i].x, y[i] = pixels[i].y;
+      out[i] = updated[i] = pixels[i].out;
     }
-    const Term<T> up[2] = {{pixels.z, 0, args.mid, b.w3}, {x, 0, b.in, b.projection}};
+    for (int i = 0; i < later_count; ++i)
+      rows[i] = later[i].x;
+    const Fetch fetch = {rows, later_count, b.in * int64_t(sizeof(T))};
+    const Term<T> up[2] = {{z, 0, args.mid, b.w3}, {x, 0, b.in, b.projection}};
     product<T>({up, b.projection ? 2 : 1, b.b3, b.projection ? nullptr : x, updated, 0, args.out_channels, true,
-                scratch.spare},
-               pixels.count);
+                scratch.spare, &fetch},
+               count);
     if (next) {
       const Term<T> down = {out, 0, args.out_channels, next->w1};
-      product<T>({&down, 1, next->b1, nullptr, y, 0, args.mid, true, scratch.spare}, pixels.count);
+      product<T>({&down, 1, next->b1, nullptr, y, 0, args.mid, true, scratch.spare}, count);
     }
   }
 
   // All lines for pixels begin .. end of a rectangle in which every pixel has the same taps.
   void direct(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next, const Scratch<T> &scratch,
               const Span &rows, const Span &cols, int64_t begin, int64_t end) const {
-    Pixels<T> pixels;
-    const T *y[kStrip];
-    T *z[kStrip];
+    Pixel<T> pixels[kStrip<T>];
+    const T *y[kStrip<T>];
+    const void *x[kStrip<T>];
+    T *z[kStrip<T>];
     const int64_t mid = args.mid, width = cols.end - cols.begin;
     for (int64_t i = begin; i < end; ++i) {
-      const int at = pixels.count++;
-      pixels.y[at] = rows.begin + i / width, pixels.x[at] = cols.begin + i % width;
-      pixels.z[at] = z[at] = scratch.z + at * mid;
-      y[at] = image.y[index % 2] + (pixels.y[at] * b.in_w + pixels.x[at]) * b.stride * mid;
+      const int64_t at = i - begin, row = rows.begin + i / width, col = cols.begin + i % width;
+      z[at] = scratch.z + at * mid;
+      pixels[at] = pixel(image, index, b, z[at], row, col);
+      y[at] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
+      x[at] = pixels[at].x;
     }
     Term<T> taps[9];
     int count = 0;
     for (int ky = rows.lower ? -1 : 0; ky <= rows.upper; ++ky)
       for (int kx = cols.lower ? -1 : 0; kx <= cols.upper; ++kx)
         taps[count++] = {y, (ky * b.in_w + kx) * b.dilation * mid, mid, b.w2 + (3 * ky + kx + 4) * mid * mid};
-    product<T>({taps, count, b.b2, nullptr, z, 0, mid, true, scratch.spare}, pixels.count);
-    up_down(image, index, b, next, scratch, pixels);
+    const Fetch fetch = {x, int(end - begin), b.in * int64_t(sizeof(T))};
+    product<T>({taps, count, b.b2, nullptr, z, 0, mid, true, scratch.spare, &fetch}, int(end - begin));
+    up_down(b, next, scratch, pixels, int(end - begin), nullptr, 0);
   }
 
   // All lines for Winograd's tiles first .. last, at most kChunk of them.
   void winograd(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next,
                 const Scratch<T> &scratch, int64_t first, int64_t last) const {
-    const int64_t mid = args.mid, d = b.dilation, across = origins(w, d), plane = Tiles::kChunk * mid;
+    const int64_t mid = args.mid, d = b.dilation, across = origins(w, d), plane = Tiles::plane(mid);
     const int tiles = int(last - first);
     for (int t = 0; t < tiles; ++t) {
       const int64_t y0 = origin((first + t) / across, d), x0 = origin((first + t) % across, d);
@@ -183,27 +199,40 @@ template <class T> struct Chain {
       for (int64_t c = 0; c < mid; c += kLanes)
         winograd_input<4>(taps, c, scratch.factors + t * mid + c, plane);
     }
-    winograd_products<4>(scratch.factors, b.u, scratch.products, tiles, mid, mid);
-    Pixels<T> pixels;
-    for (int t = 0; t < tiles; ++t) {
-      const int64_t y0 = origin((first + t) / across, d), x0 = origin((first + t) % across, d);
-      float *z = scratch.z + t * Tiles::kOutputs * mid, *outs[Tiles::kOutputs];
-      for (int i = 0; i < Tiles::kOutputs; ++i)
-        outs[i] = z + i * mid;
-      for (int64_t c = 0; c < mid; c += kLanes)
-        winograd_output<4>(scratch.products + t * mid, plane, c, b.b2, nullptr, outs, true);
-      for (int i = 0; i < Tiles::kOutputs; ++i) {
-        const int64_t y = y0 + i / 4 * d, x = x0 + i % 4 * d;
-        if (y >= h || x >= w)
-          continue;
-        pixels.z[pixels.count] = z + i * mid, pixels.y[pixels.count] = y, pixels.x[pixels.count] = x;
-        if (++pixels.count == kStrip) {
-          up_down(image, index, b, next, scratch, pixels);
-          pixels.count = 0;
-        }
-      }
+    // The pixels of all tiles line by line, and where each tile's values go: pixels d apart, as those of one tile are,
+    // would meet in few sets of L1.
+    Pixel<T> pixels[Tiles::kChunk * Tiles::kOutputs];
+    float *outs[Tiles::kChunk][Tiles::kOutputs];
+    float *const outside = scratch.z + (Tiles::kChunk * Tiles::kOutputs - 1) * mid; // free if any pixel is
+    int count = 0;
+    for (int64_t row = first / across; row <= (last - 1) / across; ++row) {
+      const int64_t begin = row * across < first ? first % across : 0;
+      const int64_t end = (row + 1) * across > last ? last - row * across : across;
+      for (int i = 0; i < 4; ++i)
+        for (int64_t group = begin / d; group <= (end - 1) / d; ++group)
+          for (int j = 0; j < 4; ++j)
+            for (int64_t col = group * d < begin ? begin : group * d; col < end && col < (group + 1) * d; ++col) {
+              const int64_t y = origin(row, d) + i * d, x = origin(col, d) + j * d;
+              const bool inside = y < h && x < w;
+              float *const z = inside ? scratch.z + count * mid : outside;
+              outs[row * across + col - first][4 * i + j] = z;
+              if (inside)
+                pixels[count++] = pixel(image, index, b, z, y, x);
+            }
     }
-    up_down(image, index, b, next, scratch, pixels);
+    const auto strip = [&](int begin) { return count - begin < kStrip<T> ? count - begin : kStrip<T>; };
+    const void *rows[kStrip<T>];
+    for (int i = 0; i < strip(0); ++i)
+      rows[i] = pixels[i].x;
+    const Fetch fetch = {rows, strip(0), b.in * int64_t(sizeof(T))};
+    winograd_products<4>(scratch.factors, b.u, scratch.products, tiles, mid, mid, &fetch);
+    for (int t = 0; t < tiles; ++t)
+      for (int64_t c = 0; c < mid; c += kLanes)
+        winograd_output<4>(scratch.products + t * mid, plane, c, b.b2, nullptr, outs[t], true);
+    for (int begin = 0; begin < count; begin += kStrip<T>) {
+      const int later = begin + strip(begin);
+      up_down(b, next, scratch, pixels + begin, strip(begin), pixels + later, strip(later));
+    }
   }
 
   // Stage `index` of an image: its head for -1, else a block. Workers draw strips from `ticket`.
@@ -211,9 +240,10 @@ template <class T> struct Chain {
     int64_t mine = take(ticket), begun = 0; // strip numbers: drawn last, before this rectangle
     if (index < 0) {
       const Block<T> b = block(0);
-      const int64_t pixels = args.h * args.w, strips = count_strips(pixels, workers);
+      const int64_t pixels = args.h * args.w, strips = count_strips<T>(pixels, workers);
       for (; mine < strips; mine = take(ticket))
-        head(image, b, scratch, part_begin(pixels, strips, mine), part_begin(pixels, strips, mine + 1));
+        head(image, b, scratch, part_begin(pixels, strips, mine), part_begin(pixels, strips, mine + 1),
+             workers * ceil_div(pixels, strips));
       return;
     }
     const Block<T> b = block(index), after = block(index + 1 < args.blocks ? index + 1 : index);
@@ -232,7 +262,7 @@ template <class T> struct Chain {
     const int col_spans = spans(b.in_w, w, b.stride, b.dilation, cols);
     for (int i = 0; i < row_spans * col_spans; ++i) {
       const Span &r = rows[i / col_spans], &c = cols[i % col_spans];
-      const int64_t pixels = (r.end - r.begin) * (c.end - c.begin), strips = count_strips(pixels, workers);
+      const int64_t pixels = (r.end - r.begin) * (c.end - c.begin), strips = count_strips<T>(pixels, workers);
       for (; mine < begun + strips; mine = take(ticket)) {
         const int64_t strip = mine - begun;
         direct(image, index, b, next, scratch, r, c, part_begin(pixels, strips, strip),
@@ -260,8 +290,8 @@ template <class T> struct Workspace {
     y_first = lines<T>(a.h * a.w * a.mid) + kLine; // a line apart, so that equal pixels of both miss each other in L1
     y_both = y_first + lines<T>(chain.h * chain.w * a.mid) + kLine;
     y_all = (whole_images ? a.threads : 1) * y_both;
-    z = lines<T>((a.winograd && Tiles::kOutputs * Tiles::kChunk > kStrip ? Tiles::kOutputs * Tiles::kChunk : kStrip) * a.mid);
-    planes = a.winograd ? lines<float>(Tiles::kProducts * Tiles::kChunk * a.mid) : 0;
+    z = lines<T>((a.winograd && Tiles::kOutputs * Tiles::kChunk > kStrip<T> ? Tiles::kOutputs * Tiles::kChunk : kStrip<T>) * a.mid);
+    planes = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid)) : 0;
     zeros = lines<float>(a.mid);
     const int64_t deepest = 9 * a.mid + a.in_channels + a.out_channels;
     scratch = z + 2 * planes + zeros + kAmxRows * lines<T>(deepest);

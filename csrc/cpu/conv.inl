@@ -26,7 +26,7 @@ template <class T> struct ConvMaps {
 template <class T> struct ConvScratch {
   const T *zeros;            // (in)
   T *spare;                  // outputs of pixels outside the map, or see Product
-  float *factors, *products; // of Winograd's tiles, (kProducts, kChunk, in) and (kProducts, kChunk, out)
+  float *factors, *products; // of Winograd's tiles, (kProducts, plane(in)) and (kProducts, plane(out))
 };
 
 // Where things lie in a worker's part of the workspace, in bytes.
@@ -36,10 +36,12 @@ template <class T> struct ConvRoom {
   ConvRoom(int64_t in, int64_t out, int64_t kernel, int tile) : zeros(lines<T>(in)) {
     const int64_t amx = kAmxRows * lines<T>(kernel * kernel * in), outside = lines<T>(out);
     spare = amx > outside ? amx : outside;
-    const int64_t planes = tile == 4   ? Winograd<4>::kProducts * Winograd<4>::kChunk
-                           : tile == 2 ? Winograd<2>::kProducts * Winograd<2>::kChunk
-                                       : 0;
-    factors = lines<float>(planes * in), products = lines<float>(planes * out);
+    factors = planes(in, tile), products = planes(out, tile);
+  }
+  static int64_t planes(int64_t channels, int tile) {
+    return lines<float>(tile == 4   ? Winograd<4>::kProducts * Winograd<4>::plane(channels)
+                        : tile == 2 ? Winograd<2>::kProducts * Winograd<2>::plane(channels)
+                                    : 0);
   }
   int64_t bytes() const { return zeros + spare + factors + products; }
   ConvScratch<T> at(char *own) const {
@@ -55,8 +57,8 @@ template <class T>
 void conv_direct(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvScratch<T> &scratch, int64_t begin,
                  int64_t end) {
   const int64_t out_h = ceil_div(maps.h, layer.stride), out_w = ceil_div(maps.w, layer.stride);
-  const T *rows[9][kStrip], *residual[kStrip];
-  T *out[kStrip];
+  const T *rows[9][kStrip<T>], *residual[kStrip<T>];
+  T *out[kStrip<T>];
   int64_t x = begin % out_w, y = begin / out_w % out_h, n = begin / out_w / out_h;
   const int64_t reach = layer.kernel / 2;
   for (int64_t i = begin; i < end; ++i) {
@@ -103,7 +105,7 @@ void conv_winograd(const ConvLayer<float> &layer, const ConvMaps<float> &maps, c
       pixels[i] = inside ? maps.x + ((n * h + y) * w + x) * layer.in : scratch.zeros;
     }
     for (int64_t c = 0; c < layer.in; c += kLanes)
-      winograd_input<T>(pixels, c, scratch.factors + (tile - first) * layer.in + c, Tiles::kChunk * layer.in);
+      winograd_input<T>(pixels, c, scratch.factors + (tile - first) * layer.in + c, Tiles::plane(layer.in));
   }
   winograd_products<T>(scratch.factors, layer.weights, scratch.products, int(last - first), layer.in, layer.out);
   for (int64_t tile = first; tile < last; ++tile) {
@@ -118,7 +120,7 @@ void conv_winograd(const ConvLayer<float> &layer, const ConvMaps<float> &maps, c
       residual[i] = inside ? maps.residual + at : scratch.spare;
     }
     for (int64_t c = 0; c < layer.out; c += kLanes)
-      winograd_output<T>(scratch.products + (tile - first) * layer.out, Tiles::kChunk * layer.out, c, layer.bias,
+      winograd_output<T>(scratch.products + (tile - first) * layer.out, Tiles::plane(layer.out), c, layer.bias,
                          maps.residual ? residual : nullptr, out, layer.rectify);
   }
 }
@@ -140,7 +142,7 @@ void conv_layer(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvSc
       return;
     }
   const int64_t pixels = maps.n * ceil_div(maps.h, layer.stride) * ceil_div(maps.w, layer.stride);
-  const int64_t strips = count_strips(pixels, workers);
+  const int64_t strips = count_strips<T>(pixels, workers);
   for (int64_t mine = take(ticket); mine < strips; mine = take(ticket))
     conv_direct(layer, maps, scratch, part_begin(pixels, strips, mine), part_begin(pixels, strips, mine + 1));
 }

@@ -8,18 +8,48 @@
 constexpr int kPanel = 32; // outputs: the columns of AVX-512's register tile
 #ifdef __AMX_BF16__
 constexpr int kAmxRows = 32; // rows of a product at a time in AMX's tiles
-constexpr int kTiles = 8;    // 96 rows, three times kAmxRows
 #else
 constexpr int kAmxRows = 0;
-constexpr int kTiles = 4; // register tiles per strip: weights are read from L2 once for all of them
 #endif
-constexpr int kStrip = kTiles * kRows; // rows that a caller had best ask for at a time
+constexpr int64_t kAhead = 2048; // bytes of weights that are fetched ahead: those of a layer are cold, and panels short
+
+// Rows that a caller had best ask for at a time: four register tiles, or three times kAmxRows. Weights are read from L2
+// once for all of them.
+template <class T> constexpr int kStrip = kRows * (kAmxRows && sizeof(T) < sizeof(float) ? 8 : 4);
 
 // sum over terms: rows[i][offset ...] times weights, i a row of the product.
 template <class T> struct Term {
   const T *const *rows;
   int64_t offset, k;
   const T *weights;
+};
+
+// Rows that somebody will read soon: what lies in L3 or beyond takes longer to come than a register tile to compute.
+struct Fetch {
+  const void *const *rows;
+  int count;
+  int64_t bytes; // of a row, whole cache lines
+};
+
+// Spreads the lines of a Fetch, null for none, evenly over a number of calls.
+class Fetcher {
+public:
+  Fetcher(const Fetch *fetch, int64_t calls) : fetch_(fetch) {
+    if (fetch)
+      lines_ = ceil_div(fetch->count * fetch->bytes, calls * kLine);
+  }
+  void step() {
+    for (int64_t i = 0; i < lines_ && row_ < fetch_->count; ++i) {
+      __builtin_prefetch(static_cast<const char *>(fetch_->rows[row_]) + offset_, 0, 2);
+      if ((offset_ += kLine) >= fetch_->bytes)
+        offset_ = 0, ++row_;
+    }
+  }
+
+private:
+  const Fetch *fetch_;
+  int64_t lines_ = 0, offset_ = 0;
+  int row_ = 0;
 };
 
 // out[i] = [relu] (bias + residual[i] + terms); bias and residual may be null.
@@ -32,6 +62,7 @@ template <class T> struct Product {
   int64_t offset, width; // of out: first column, columns
   bool rectify;
   T *spare; // room for kAmxRows rows of all terms
+  const Fetch *fetch = nullptr;
 };
 
 // Rows row .. row + M and columns col .. col + V vectors of a product, in a panel of P columns.
@@ -56,8 +87,10 @@ __attribute__((noinline)) void product_tile(const Product<T> &p, int row, int64_
       for (int step = 0; step < 4; ++step, b += P * kDepth<T>) {
         decltype(load_weights(b)) weights[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v)
+        for (int v = 0; v < V; ++v) {
           weights[v] = load_weights(b + v * kLanes * kDepth<T>);
+          __builtin_prefetch(b + v * kLanes * kDepth<T> + kAhead / int64_t(sizeof(T)));
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
           const auto value = broadcast_inputs(a[i] + k + step * kDepth<T>);
@@ -127,6 +160,7 @@ inline void amx_finish(const Product<Bf16> &p, int row, int count, int64_t col, 
 
 inline void product_amx(const Product<Bf16> &p, int rows) {
   alignas(64) float sums[4][kAmx * kLanes];
+  Fetcher fetcher(p.fetch, p.width / kPanel * ceil_div(rows, 2 * kAmx));
   constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kLanes * sizeof(float);
   for (int row = 0; row < rows; row += 2 * kAmx) {
     const int upper = rows - row < kAmx ? rows - row : kAmx, both = rows - row < 2 * kAmx ? rows - row : 2 * kAmx;
@@ -140,6 +174,7 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
     // GCC's tile loads do not say that they read memory: what they read must be written by here.
     __asm__ volatile("" ::: "memory");
     for (int64_t col = 0; col < p.width; col += kPanel) {
+      fetcher.step();
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
@@ -212,15 +247,17 @@ template <class T> void product(const Product<T> &p, int rows) {
   }
 #endif
   const int tiles = (rows + kRows - 1) / kRows;
+  Fetcher fetcher(p.fetch, ceil_div(p.width, kVecs * kLanes) * tiles);
   for (int64_t col = 0; col < p.width; col += kVecs * kLanes)
     for (int t = 0; t < tiles; ++t) {
+      fetcher.step();
       const int row = int(part_begin(rows, tiles, t));
       product_rows<kRows>(p, row, int(part_begin(rows, tiles, t + 1)) - row, col);
     }
 }
 
 // Full strips for one worker; shorter ones, but whole register tiles, where several must share few rows.
-inline int64_t count_strips(int64_t rows, int workers) {
-  const int64_t shared = ceil_div(ceil_div(rows, kStrip), workers) * workers, tiles = ceil_div(rows, kRows);
+template <class T> int64_t count_strips(int64_t rows, int workers) {
+  const int64_t shared = ceil_div(ceil_div(rows, kStrip<T>), workers) * workers, tiles = ceil_div(rows, kRows);
   return shared < tiles ? shared : tiles;
 }

@@ -4,9 +4,9 @@
 //     out = [pool] relu (W * image + b)
 //
 // The k taps of a row lie side by side in NHWC, so a convolution row is a product of k terms of 3 k values each, which
-// zero weights fill up to a multiple of `depth`; for that the rows of the image that are needed are copied with zeros
-// around them. Reads the image k / stride times, from L1, and writes only what leaves the pooling: two rows of the
-// convolution at a time, and the one before them, stay in the cache. Workers take images, or shares of the rows.
+// zero weights fill up to `depth`; for that the image is copied with zeros around it. Reads the copy k / stride times,
+// from the cache, and writes only what leaves the pooling: two rows of the convolution at a time, and the one before
+// them, stay in the cache. Workers take images, or shares of the rows.
 
 template <class T> struct Stem {
   const StemArgs &args;
@@ -19,35 +19,43 @@ template <class T> struct Stem {
         w(a.pool ? ceil_div(conv_w, 2) : conv_w), depth(a.depth), pitch((a.w + a.kernel) * 3 + depth) {}
 
   // Of a worker: padded rows of the image, rows of the convolution (those at once and the one before), see Product.
-  int64_t image_rows() const { return (kRowsAtOnce - 1) * args.stride + args.kernel; }
-  int64_t image_bytes() const { return lines<T>(image_rows() * pitch); }
+  int64_t image_bytes() const { return lines<T>((args.h + args.kernel) * pitch); }
   int64_t conv_bytes() const { return lines<T>(args.pool ? (kRowsAtOnce + 1) * conv_w * args.out_channels : 0); }
   int64_t bytes() const { return image_bytes() + conv_bytes() + kAmxRows * lines<T>(args.kernel * depth); }
 
-  // Rows first .. first + count of the convolution of image n, to out[0 .. count].
-  void convolve(int64_t n, int64_t first, int64_t count, T *own, T *const *out, T *spare) const {
-    const int64_t reach = args.kernel / 2, used = (count - 1) * args.stride + args.kernel;
-    const T *image = static_cast<const T *>(args.x) + n * args.stride_n;
-    std::memset(own, 0, size_t(used * pitch) * sizeof(T));
-    for (int64_t i = 0; i < used; ++i) {
-      const int64_t y = first * args.stride - reach + i;
-      if (y < 0 || y >= args.h)
+  // Rows first .. first + count of an image, row 0 being `reach` above it, to `padded` with zeros around them.
+  void pad(const T *image, int64_t first, int64_t count, T *padded) const {
+    const int64_t reach = args.kernel / 2;
+    for (int64_t i = 0; i < count; ++i) {
+      T *to = padded + i * pitch;
+      const int64_t y = first + i - reach;
+      if (y < 0 || y >= args.h) {
+        std::memset(to, 0, size_t(pitch) * sizeof(T));
         continue;
-      T *to = own + i * pitch + reach * 3;
-      for (int64_t c = 0; c < 3; ++c) {
-        const T *from = image + c * args.stride_c + y * args.stride_h;
-        for (int64_t x = 0; x < args.w; ++x)
-          to[3 * x + c] = from[x * args.stride_w];
       }
+      const T *from = image + y * args.stride_h;
+      std::memset(to, 0, size_t(3 * reach) * sizeof(T));
+      to += 3 * reach;
+      const int64_t sw = args.stride_w, sc = args.stride_c, values = 3 * args.w;
+      if (sc == 1 && sw == 3)
+        std::memcpy(to, from, size_t(values) * sizeof(T));
+      else
+        for (int64_t x = 0; x < args.w; ++x)
+          to[3 * x] = from[x * sw], to[3 * x + 1] = from[x * sw + sc], to[3 * x + 2] = from[x * sw + 2 * sc];
+      std::memset(to + values, 0, size_t(pitch - 3 * reach - values) * sizeof(T));
     }
-    const int64_t pixels = count * conv_w, strips = count_strips(pixels, 1);
+  }
+
+  // Rows of the convolution whose taps begin at `padded`, to out[0 .. count].
+  void convolve(const T *padded, int64_t count, T *const *out, T *spare) const {
+    const int64_t pixels = count * conv_w, strips = count_strips<T>(pixels, 1);
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t begin = part_begin(pixels, strips, strip), end = part_begin(pixels, strips, strip + 1);
-      const T *rows[kStrip];
-      T *outs[kStrip];
+      const T *rows[kStrip<T>];
+      T *outs[kStrip<T>];
       for (int64_t i = begin; i < end; ++i) {
         const int64_t y = i / conv_w, x = i % conv_w;
-        rows[i - begin] = own + y * args.stride * pitch + x * args.stride * 3;
+        rows[i - begin] = padded + y * args.stride * pitch + x * args.stride * 3;
         outs[i - begin] = out[y] + x * args.out_channels;
       }
       Term<T> terms[kMaxKernel];
@@ -75,25 +83,30 @@ template <class T> struct Stem {
 
   // Output rows begin .. end of image n.
   void run(int64_t n, int64_t begin, int64_t end, char *memory) const {
-    T *const image = reinterpret_cast<T *>(memory), *const convs = reinterpret_cast<T *>(memory + image_bytes());
+    T *const padded = reinterpret_cast<T *>(memory), *const convs = reinterpret_cast<T *>(memory + image_bytes());
     T *const spare = reinterpret_cast<T *>(memory + image_bytes() + conv_bytes());
     T *const out = static_cast<T *>(args.out) + n * h * w * args.out_channels;
+    // Rows of the convolution: with pooling 2 y - 1, 2 y and 2 y + 1 meet in output row y.
+    const int64_t first = args.pool ? (begin ? 2 * begin - 1 : 0) : begin;
+    const int64_t last = args.pool ? (2 * end < conv_h ? 2 * end : conv_h) : end;
+    pad(static_cast<const T *>(args.x) + n * args.stride_n, first * args.stride,
+        (last - first - 1) * args.stride + args.kernel, padded);
+    const auto taps = [&](int64_t y) { return padded + (y - first) * args.stride * pitch; };
     if (!args.pool) {
       for (int64_t y = begin; y < end; y += kRowsAtOnce) {
         T *const rows[kRowsAtOnce] = {out + y * w * args.out_channels, out + (y + 1) * w * args.out_channels};
-        convolve(n, y, end - y < kRowsAtOnce ? end - y : kRowsAtOnce, image, rows, spare);
+        convolve(taps(y), end - y < kRowsAtOnce ? end - y : kRowsAtOnce, rows, spare);
       }
       return;
     }
-    // Slot y % 3 holds row y of the convolution: 2 y - 1, 2 y and 2 y + 1 meet in output row y.
     const auto slot = [&](int64_t y) { return convs + y % 3 * conv_w * args.out_channels; };
-    if (begin) {
-      T *const before = slot(2 * begin - 1);
-      convolve(n, 2 * begin - 1, 1, image, &before, spare);
+    if (first < 2 * begin) {
+      T *const before = slot(first);
+      convolve(taps(first), 1, &before, spare);
     }
     for (int64_t y = begin; y < end; ++y) {
-      T *const fresh[2] = {slot(2 * y), slot(2 * y + 1)};
-      convolve(n, 2 * y, 2 * y + 1 < conv_h ? 2 : 1, image, fresh, spare);
+      T *const fresh[kRowsAtOnce] = {slot(2 * y), slot(2 * y + 1)};
+      convolve(taps(2 * y), 2 * y + 1 < conv_h ? 2 : 1, fresh, spare);
       const T *rows[3];
       int count = 0;
       for (int64_t row = y ? 2 * y - 1 : 0; row <= 2 * y + 1 && row < conv_h; ++row)

@@ -6,6 +6,9 @@ template <int T> struct Winograd {
   static constexpr int kSide = T + 2, kProducts = kSide * kSide, kOutputs = T * T;
   // Tiles at a time: whole register tiles, while factors and products of them and of 128 channels fit L2.
   static constexpr int kChunk = T == 4 ? 24 : 48;
+  // Values from one factor of a tile to the next: a cache line more than the tiles need, so that the factors of a tile,
+  // which are stored and loaded together, lie in different sets of L1.
+  static constexpr int64_t plane(int64_t channels) { return kChunk * channels + kLine / int64_t(sizeof(float)); }
   // What the transforms of a tile cost, in channels of its products.
   static constexpr int kTransforms = 12;
 };
@@ -94,17 +97,19 @@ __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, i
   }
 }
 
-// The products of `tiles` tiles: factors (kProducts, kChunk, in) times weights, a panelled (in, out_channels) for each.
+// The products of `tiles` tiles: factors (kProducts, plane(in)) times weights, a panelled (in, out_channels) for each.
 template <int T>
 void winograd_products(const float *factors, const float *weights, float *products, int tiles, int64_t in,
-                       int64_t out_channels) {
+                       int64_t out_channels, const Fetch *fetch = nullptr) {
   constexpr int kChunk = Winograd<T>::kChunk;
   const float *rows[kChunk];
   float *outs[kChunk];
   for (int t = 0; t < tiles; ++t)
     rows[t] = factors + t * in, outs[t] = products + t * out_channels;
   for (int i = 0; i < Winograd<T>::kProducts; ++i) {
-    const Term<float> term = {rows, i * kChunk * in, in, weights + i * in * out_channels};
-    product<float>({&term, 1, nullptr, nullptr, outs, i * kChunk * out_channels, out_channels, false, nullptr}, tiles);
+    const Term<float> term = {rows, i * Winograd<T>::plane(in), in, weights + i * in * out_channels};
+    const int64_t offset = i * Winograd<T>::plane(out_channels);
+    const bool last = i + 1 == Winograd<T>::kProducts;
+    product<float>({&term, 1, nullptr, nullptr, outs, offset, out_channels, false, nullptr, last ? fetch : nullptr}, tiles);
   }
 }

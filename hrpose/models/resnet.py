@@ -3,7 +3,6 @@ and the classifier whose ImageNet weights start them. Module names are those of 
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrpose.errors import check_choice, check_count
@@ -35,6 +34,8 @@ class ResNetTrunk(nn.Module):
         check_choice(stride_in, ("3x3", "1x1"), self.where, "stride_in")
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         def stage(number: int) -> nn.Sequential:
             channels, blocks = CHANNELS[number - 1], BLOCKS[depth][number - 1]
@@ -51,8 +52,7 @@ class ResNetTrunk(nn.Module):
         """Images (N, 3, H, W) -> C2..C5: (N, 256, H/4, W/4), (N, 512, H/8, W/8), (N, 1024, H/16, W/16),
         (N, 2048, H/32, W/32)."""
         check_images(images, self.size_multiple, self.where)
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

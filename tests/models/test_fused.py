@@ -85,7 +85,7 @@ def test_mistakes_are_named(blocks):
     x = torch.zeros(1, 32, 4, 4)
     with pytest.raises(InputError, match=r"^FusedBottlenecks: mode must be eval\(\), got train\(\)"):
         fused.train()(x)
-    with pytest.raises(InputError, match=r"dtype must stay torch.float32, got torch.bfloat16: use from_blocks"):
+    with pytest.raises(InputError, match=r"dtype must stay torch.float32, got torch.bfloat16: convert, then optimize"):
         fused.eval().bfloat16()(x.bfloat16())
     wrong = [
         (nn.Sequential(), "blocks must be at least one, got none"),
