@@ -6,6 +6,9 @@
 #ifdef HRPOSE_WITH_CUDA
 #include "cuda/kernels.h"
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -49,6 +52,15 @@ int64_t crop_fwd(Address image, Address transforms, Address inverses, Address ou
                                     {b0, b1, b2},
                                     opencv4,
                                     threads});
+}
+
+// Asks for huge pages; a system that has none, or refuses, changes nothing.
+void advise_huge_pages(Address begin, std::size_t size) {
+#ifdef MADV_HUGEPAGE
+  madvise(pointer<void>(begin), size, MADV_HUGEPAGE);
+#else
+  (void)begin, (void)size;
+#endif
 }
 
 std::vector<void *> pointers(const std::vector<Address> &addresses) {
@@ -155,6 +167,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas);
   m.def("isa", [] { return hrpose::active().isa; });
   m.def("set_isa", hrpose::set_isa);
+  m.def("advise_huge_pages", advise_huge_pages);
   m.def("bf16", [] { return hrpose::active().bf16; });
   m.def("decode_fwd", decode_fwd, release());
   m.def("crop_fwd", crop_fwd, release());

@@ -11,14 +11,17 @@ from hrpose.models.blocks import BasicBlock, Bottleneck
 from hrpose.models.dpn import DPN
 from hrpose.models.dpn_hrnet import DPNHRNet
 from hrpose.models.fold import fold_batch_norms
-from hrpose.models.fused import FusedBasicBlocks, FusedBottlenecks, FusedConv, FusedStem
+from hrpose.models.fused import Fused, FusedBasicBlocks, FusedBottlenecks, FusedConv, FusedStem
 from hrpose.models.hrnet import HRNetTrunk
 from hrpose.models.resnet import ResNetTrunk
+from hrpose.ops import _ext
 from hrpose.ops.conv import kernel_takes
 from hrpose.ops.panels import MULTIPLE
 
 # Of the output's norm: folding and other orders of summation round differently; a wrong layer is off by most of it.
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+_LINE = 64  # bytes: a cache line
 
 # Attributes that a network runs one after the other and nothing else sees. In a Sequential its children are that.
 _RUNS: dict[type[nn.Module], tuple[tuple[str, ...], ...]] = {
@@ -53,6 +56,7 @@ def optimize(model: nn.Module) -> nn.Module:
     if fused:
         _fuse_runs(fast)
         _fuse_convs(fast)
+        _gather_weights(fast)
     for module in fast.eval().modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
@@ -160,6 +164,16 @@ def _fuse_convs(module: nn.Module) -> None:
             setattr(module, name, FusedConv.from_conv(child, relu=False))
         else:
             _fuse_convs(child)
+
+
+def _gather_weights(model: nn.Module) -> None:
+    """Lay the packed weights side by side on huge pages, in the order of the modules."""
+    owners = [(module, name) for module in model.modules() if isinstance(module, Fused) for name in module.packed]
+    tensors = [getattr(module, name) for module, name in owners]
+    sizes = [-(-tensor.nbytes // _LINE) * _LINE for tensor in tensors]
+    for (module, name), tensor, room in zip(owners, tensors, _ext.huge(sum(sizes)).split(sizes), strict=True):
+        place = room[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        setattr(module, name, place.copy_(tensor))
 
 
 def _compare(model: nn.Module, fast: nn.Module) -> None:

@@ -53,8 +53,8 @@ template <class T> struct Image {
 
 // What one worker needs for itself.
 template <class T> struct Scratch {
-  T *z;                      // (strip or 16 kChunk, mid): outputs of the 3x3
-  float *factors, *products; // (36, plane(mid)): of Winograd's tiles
+  T *z;                      // (strip or 16 kMostTiles, mid): outputs of the 3x3
+  float *factors, *products; // of Winograd's tiles, see winograd_tiles
   const float *zeros;        // (mid): a pixel outside the map
   T *spare;                  // see Product
 };
@@ -94,7 +94,7 @@ template <class T> struct Chain {
     Span rows[3], cols[3];
     const int64_t taps =
         sum_taps(rows, spans(h, h, 1, b.dilation, rows)) * sum_taps(cols, spans(w, w, 1, b.dilation, cols));
-    return winograd_tiles(b.dilation) * Tiles::kProducts * (args.mid + Tiles::kTransforms) < taps * args.mid;
+    return tiles_of(b.dilation) * Tiles::kProducts * (args.mid + Tiles::kTransforms) < taps * args.mid;
   }
   static int64_t sum_taps(const Span *span, int count) {
     int64_t taps = 0;
@@ -109,7 +109,7 @@ template <class T> struct Chain {
     return size / (4 * d) * d + (rest < d ? rest : d);
   }
   static int64_t origin(int64_t index, int64_t d) { return index / d * 4 * d + index % d; }
-  int64_t winograd_tiles(int64_t d) const { return origins(h, d) * origins(w, d); }
+  int64_t tiles_of(int64_t d) const { return origins(h, d) * origins(w, d); }
 
   // y_0 of pixels begin .. end; those after them follow `ahead` pixels later.
   void head(const Image<T> &image, const Block<T> &b, const Scratch<T> &scratch, int64_t begin, int64_t end,
@@ -183,10 +183,10 @@ template <class T> struct Chain {
     up_down(b, next, scratch, pixels, int(end - begin), nullptr, 0);
   }
 
-  // All lines for Winograd's tiles first .. last, at most kChunk of them.
+  // All lines for Winograd's tiles first .. last, at most as many as are done at a time.
   void winograd(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next,
                 const Scratch<T> &scratch, int64_t first, int64_t last) const {
-    const int64_t mid = args.mid, d = b.dilation, across = origins(w, d), plane = Tiles::plane(mid);
+    const int64_t mid = args.mid, d = b.dilation, across = origins(w, d), plane = Tiles::plane(mid, mid);
     const int tiles = int(last - first);
     for (int t = 0; t < tiles; ++t) {
       const int64_t y0 = origin((first + t) / across, d), x0 = origin((first + t) % across, d);
@@ -201,9 +201,9 @@ template <class T> struct Chain {
     }
     // The pixels of all tiles line by line, and where each tile's values go: pixels d apart, as those of one tile are,
     // would meet in few sets of L1.
-    Pixel<T> pixels[Tiles::kChunk * Tiles::kOutputs];
-    float *outs[Tiles::kChunk][Tiles::kOutputs];
-    float *const outside = scratch.z + (Tiles::kChunk * Tiles::kOutputs - 1) * mid; // free if any pixel is
+    Pixel<T> pixels[Tiles::kMostTiles * Tiles::kOutputs];
+    float *outs[Tiles::kMostTiles][Tiles::kOutputs];
+    float *const outside = scratch.z + (Tiles::kMostTiles * Tiles::kOutputs - 1) * mid; // free if any pixel is
     int count = 0;
     for (int64_t row = first / across; row <= (last - 1) / across; ++row) {
       const int64_t begin = row * across < first ? first % across : 0;
@@ -225,10 +225,7 @@ template <class T> struct Chain {
     for (int i = 0; i < strip(0); ++i)
       rows[i] = pixels[i].x;
     const Fetch fetch = {rows, strip(0), b.in * int64_t(sizeof(T))};
-    winograd_products<4>(scratch.factors, b.u, scratch.products, tiles, mid, mid, &fetch);
-    for (int t = 0; t < tiles; ++t)
-      for (int64_t c = 0; c < mid; c += kLanes)
-        winograd_output<4>(scratch.products + t * mid, plane, c, b.b2, nullptr, outs[t], true);
+    winograd_tiles<4>({b.u, b.b2, mid, mid, true}, scratch.factors, scratch.products, tiles, nullptr, outs, &fetch);
     for (int begin = 0; begin < count; begin += kStrip<T>) {
       const int later = begin + strip(begin);
       up_down(b, next, scratch, pixels + begin, strip(begin), pixels + later, strip(later));
@@ -250,7 +247,7 @@ template <class T> struct Chain {
     const Block<T> *next = index + 1 < args.blocks ? &after : nullptr;
     if constexpr (sizeof(T) == sizeof(float)) {
       if (b.u) {
-        const int64_t tiles = winograd_tiles(b.dilation), chunks = ceil_div(ceil_div(tiles, Tiles::kChunk), workers) * workers;
+        const int64_t tiles = tiles_of(b.dilation), chunks = ceil_div(ceil_div(tiles, Tiles::tiles(args.mid)), workers) * workers;
         for (; mine < chunks; mine = take(ticket))
           winograd(image, index, b, next, scratch, part_begin(tiles, chunks, mine),
                    part_begin(tiles, chunks, mine + 1));
@@ -278,7 +275,8 @@ template <class T> struct Workspace {
   int64_t *tickets; // one line each: (threads, blocks + 1)
   int *arrived;
   int64_t shared, y_first, y_both, y_all; // bytes: of the above, of y[0], of both, of all workers'
-  int64_t z, planes, zeros, scratch;      // bytes: of a worker's z, Winograd's planes, zeros, and all of these
+  int64_t z, factors, products, zeros;    // bytes: of a worker's z, Winograd's planes, zeros
+  int64_t scratch;                        // bytes: all of a worker's
   int64_t bytes;
   bool whole_images; // does every worker have a y of its own?
   char *base;
@@ -290,21 +288,21 @@ template <class T> struct Workspace {
     y_first = lines<T>(a.h * a.w * a.mid) + kLine; // a line apart, so that equal pixels of both miss each other in L1
     y_both = y_first + lines<T>(chain.h * chain.w * a.mid) + kLine;
     y_all = (whole_images ? a.threads : 1) * y_both;
-    z = lines<T>((a.winograd && Tiles::kOutputs * Tiles::kChunk > kStrip<T> ? Tiles::kOutputs * Tiles::kChunk : kStrip<T>) * a.mid);
-    planes = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid)) : 0;
+    z = lines<T>((a.winograd && Tiles::kOutputs * Tiles::kMostTiles > kStrip<T> ? Tiles::kOutputs * Tiles::kMostTiles : kStrip<T>) * a.mid);
+    factors = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid, a.mid)) : 0;
+    products = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid, kPanel)) : 0;
     zeros = lines<float>(a.mid);
     const int64_t deepest = 9 * a.mid + a.in_channels + a.out_channels;
-    scratch = z + 2 * planes + zeros + kAmxRows * lines<T>(deepest);
+    scratch = z + factors + products + zeros + kAmxRows * lines<T>(deepest);
     bytes = shared + y_all + a.threads * scratch;
     arrived = reinterpret_cast<int *>(base);
     tickets = reinterpret_cast<int64_t *>(base + kLine);
   }
   Scratch<T> scratch_of(int rank) const {
-    char *own = base + shared + y_all + rank * scratch;
-    float *factors = reinterpret_cast<float *>(own + z), *zero = reinterpret_cast<float *>(own + z + 2 * planes);
+    char *const own = base + shared + y_all + rank * scratch, *const planes = own + z, *const zero = planes + factors + products;
     std::memset(zero, 0, size_t(zeros));
-    return {reinterpret_cast<T *>(own), factors, reinterpret_cast<float *>(own + z + planes), zero,
-            reinterpret_cast<T *>(own + z + 2 * planes + zeros)};
+    return {reinterpret_cast<T *>(own), reinterpret_cast<float *>(planes), reinterpret_cast<float *>(planes + factors),
+            reinterpret_cast<float *>(zero), reinterpret_cast<T *>(zero + zeros)};
   }
   T *y_of(int buffer, int which) const {
     return reinterpret_cast<T *>(base + shared + buffer * y_both + which * y_first);

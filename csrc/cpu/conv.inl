@@ -26,7 +26,7 @@ template <class T> struct ConvMaps {
 template <class T> struct ConvScratch {
   const T *zeros;            // (in)
   T *spare;                  // outputs of pixels outside the map, or see Product
-  float *factors, *products; // of Winograd's tiles, (kProducts, plane(in)) and (kProducts, plane(out))
+  float *factors, *products; // of Winograd's tiles, see winograd_tiles
 };
 
 // Where things lie in a worker's part of the workspace, in bytes.
@@ -36,12 +36,11 @@ template <class T> struct ConvRoom {
   ConvRoom(int64_t in, int64_t out, int64_t kernel, int tile) : zeros(lines<T>(in)) {
     const int64_t amx = kAmxRows * lines<T>(kernel * kernel * in), outside = lines<T>(out);
     spare = amx > outside ? amx : outside;
-    factors = planes(in, tile), products = planes(out, tile);
+    factors = tile == 4 ? planes<4>(in, in) : tile == 2 ? planes<2>(in, in) : 0;
+    products = tile == 4 ? planes<4>(in, kPanel) : tile == 2 ? planes<2>(in, kPanel) : 0;
   }
-  static int64_t planes(int64_t channels, int tile) {
-    return lines<float>(tile == 4   ? Winograd<4>::kProducts * Winograd<4>::plane(channels)
-                        : tile == 2 ? Winograd<2>::kProducts * Winograd<2>::plane(channels)
-                                    : 0);
+  template <int tile> static int64_t planes(int64_t in, int64_t channels) {
+    return lines<float>(Winograd<tile>::kProducts * Winograd<tile>::plane(in, channels));
   }
   int64_t bytes() const { return zeros + spare + factors + products; }
   ConvScratch<T> at(char *own) const {
@@ -86,18 +85,16 @@ void conv_direct(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvS
   product<T>({terms, taps, layer.bias, added, out, 0, layer.out, layer.rectify, scratch.spare}, int(end - begin));
 }
 
-// Tiles first .. last of all images, at most kChunk.
+// Tiles first .. last of all images.
 template <int T>
 void conv_winograd(const ConvLayer<float> &layer, const ConvMaps<float> &maps, const ConvScratch<float> &scratch,
                    int64_t first, int64_t last) {
   using Tiles = Winograd<T>;
   const int64_t h = maps.h, w = maps.w, across = ceil_div(w, T), down = ceil_div(h, T);
-  const auto corner = [&](int64_t tile, int64_t *n, int64_t *y, int64_t *x) {
-    *n = tile / (across * down), *y = tile / across % down * T, *x = tile % across * T;
-  };
+  const float *residual[Tiles::kMostTiles][Tiles::kOutputs];
+  float *out[Tiles::kMostTiles][Tiles::kOutputs];
   for (int64_t tile = first; tile < last; ++tile) {
-    int64_t n, y0, x0;
-    corner(tile, &n, &y0, &x0);
+    const int64_t n = tile / (across * down), y0 = tile / across % down * T, x0 = tile % across * T, t = tile - first;
     const float *pixels[Tiles::kProducts];
     for (int i = 0; i < Tiles::kProducts; ++i) {
       const int64_t y = y0 + i / Tiles::kSide - 1, x = x0 + i % Tiles::kSide - 1;
@@ -105,24 +102,16 @@ void conv_winograd(const ConvLayer<float> &layer, const ConvMaps<float> &maps, c
       pixels[i] = inside ? maps.x + ((n * h + y) * w + x) * layer.in : scratch.zeros;
     }
     for (int64_t c = 0; c < layer.in; c += kLanes)
-      winograd_input<T>(pixels, c, scratch.factors + (tile - first) * layer.in + c, Tiles::plane(layer.in));
-  }
-  winograd_products<T>(scratch.factors, layer.weights, scratch.products, int(last - first), layer.in, layer.out);
-  for (int64_t tile = first; tile < last; ++tile) {
-    int64_t n, y0, x0;
-    corner(tile, &n, &y0, &x0);
-    const float *residual[Tiles::kOutputs];
-    float *out[Tiles::kOutputs];
+      winograd_input<T>(pixels, c, scratch.factors + t * layer.in + c, Tiles::plane(layer.in, layer.in));
     for (int i = 0; i < Tiles::kOutputs; ++i) {
       const int64_t y = y0 + i / T, x = x0 + i % T, at = ((n * h + y) * w + x) * layer.out;
       const bool inside = y < h && x < w;
-      out[i] = inside ? maps.out + at : scratch.spare;
-      residual[i] = inside ? maps.residual + at : scratch.spare;
+      out[t][i] = inside ? maps.out + at : scratch.spare;
+      residual[t][i] = inside ? maps.residual + at : scratch.spare;
     }
-    for (int64_t c = 0; c < layer.out; c += kLanes)
-      winograd_output<T>(scratch.products + (tile - first) * layer.out, Tiles::plane(layer.out), c, layer.bias,
-                         maps.residual ? residual : nullptr, out, layer.rectify);
   }
+  winograd_tiles<T>({layer.weights, layer.bias, layer.in, layer.out, layer.rectify}, scratch.factors, scratch.products,
+                    int(last - first), maps.residual ? residual : nullptr, out, nullptr);
 }
 
 // The whole layer for all images, or this worker's share of it: workers draw strips from `ticket`.
@@ -132,7 +121,7 @@ void conv_layer(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvSc
   if constexpr (sizeof(T) == sizeof(float))
     if (layer.tile) {
       const int64_t tiles = maps.n * ceil_div(maps.h, layer.tile) * ceil_div(maps.w, layer.tile);
-      const int64_t chunk = layer.tile == 4 ? Winograd<4>::kChunk : Winograd<2>::kChunk;
+      const int64_t chunk = layer.tile == 4 ? Winograd<4>::tiles(layer.in) : Winograd<2>::tiles(layer.in);
       const int64_t chunks = ceil_div(ceil_div(tiles, chunk), workers) * workers;
       for (int64_t mine = take(ticket); mine < chunks; mine = take(ticket)) {
         const int64_t first = part_begin(tiles, chunks, mine), last = part_begin(tiles, chunks, mine + 1);

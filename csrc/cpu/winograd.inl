@@ -4,11 +4,15 @@
 // differently from the direct way, and an infinity becomes NaN in its neighbours too.
 template <int T> struct Winograd {
   static constexpr int kSide = T + 2, kProducts = kSide * kSide, kOutputs = T * T;
-  // Tiles at a time: whole register tiles, while factors and products of them and of 128 channels fit L2.
-  static constexpr int kChunk = T == 4 ? 24 : 48;
+  static constexpr int kMostTiles = 48; // at a time: whole register tiles
+  // As many that their factors, and the products for a panel of outputs, leave room in L2. Where the weights do not fit
+  // L2 anyway, they are read once for more tiles.
+  static constexpr int64_t tiles(int64_t in) { return T == 2 || in >= 128 ? kMostTiles : kMostTiles / 2; }
   // Values from one factor of a tile to the next: a cache line more than the tiles need, so that the factors of a tile,
   // which are stored and loaded together, lie in different sets of L1.
-  static constexpr int64_t plane(int64_t channels) { return kChunk * channels + kLine / int64_t(sizeof(float)); }
+  static constexpr int64_t plane(int64_t in, int64_t channels) {
+    return tiles(in) * channels + kLine / int64_t(sizeof(float));
+  }
   // What the transforms of a tile cost, in channels of its products.
   static constexpr int kTransforms = 12;
 };
@@ -66,8 +70,8 @@ __attribute__((noinline)) void winograd_input(const float *const *pixels, int64_
   }
 }
 
-// kLanes channels from `c` on of one tile: products to out[i] = [relu] (bias + residual[i] + ...), i one of the T x T
-// pixels; residual may be null.
+// kLanes channels of one tile: products, `plane` values apart, to out[i][c] = [relu] (bias[c] + residual[i][c] + ...), i
+// one of the T x T pixels; residual may be null.
 template <int T>
 __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, int64_t c, const float *bias,
                                                const float *const *residual, float *const *out, bool rectify) {
@@ -78,7 +82,7 @@ __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, i
     Vec column[kSide];
 #pragma GCC unroll 6
     for (int y = 0; y < kSide; ++y)
-      column[y] = load(in + (y * kSide + x) * plane + c);
+      column[y] = load(in + (y * kSide + x) * plane);
     transform_output<T>(column, 1, half + x, kSide);
   }
   const Vec offset = load(bias + c);
@@ -97,19 +101,35 @@ __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, i
   }
 }
 
-// The products of `tiles` tiles: factors (kProducts, plane(in)) times weights, a panelled (in, out_channels) for each.
+// What Winograd's way needs of a convolution: panels of weights [out / kPanel][kProducts][in][kPanel].
+struct WinogradLayer {
+  const float *weights, *bias;
+  int64_t in, out;
+  bool rectify;
+};
+
+// The second half of the way: factors (kProducts, plane) of some tiles, times weights, to the outputs of each tile; a
+// panel of outputs at a time, with its `products` (kProducts, plane). residual may be null.
 template <int T>
-void winograd_products(const float *factors, const float *weights, float *products, int tiles, int64_t in,
-                       int64_t out_channels, const Fetch *fetch = nullptr) {
-  constexpr int kChunk = Winograd<T>::kChunk;
-  const float *rows[kChunk];
-  float *outs[kChunk];
+void winograd_tiles(const WinogradLayer &layer, const float *factors, float *products, int tiles,
+                    const float *const (*residual)[T * T], float *const (*out)[T * T], const Fetch *fetch) {
+  constexpr int kProducts = Winograd<T>::kProducts;
+  const int64_t in_plane = Winograd<T>::plane(layer.in, layer.in), plane = Winograd<T>::plane(layer.in, kPanel);
+  const float *rows[Winograd<T>::kMostTiles], *weights = layer.weights;
+  float *sums[Winograd<T>::kMostTiles];
   for (int t = 0; t < tiles; ++t)
-    rows[t] = factors + t * in, outs[t] = products + t * out_channels;
-  for (int i = 0; i < Winograd<T>::kProducts; ++i) {
-    const Term<float> term = {rows, i * Winograd<T>::plane(in), in, weights + i * in * out_channels};
-    const int64_t offset = i * Winograd<T>::plane(out_channels);
-    const bool last = i + 1 == Winograd<T>::kProducts;
-    product<float>({&term, 1, nullptr, nullptr, outs, offset, out_channels, false, nullptr, last ? fetch : nullptr}, tiles);
+    rows[t] = factors + t * layer.in, sums[t] = products + t * kPanel;
+  for (int64_t panel = 0; panel < layer.out; panel += kPanel) {
+    const int64_t width = layer.out - panel < kPanel ? layer.out - panel : kPanel;
+    for (int i = 0; i < kProducts; ++i, weights += layer.in * width) {
+      const Term<float> term = {rows, i * in_plane, layer.in, weights};
+      const bool last = i + 1 == kProducts && panel + width == layer.out;
+      product<float>({&term, 1, nullptr, nullptr, sums, i * plane, width, false, nullptr, last ? fetch : nullptr},
+                     tiles);
+    }
+    for (int t = 0; t < tiles; ++t)
+      for (int64_t c = 0; c < width; c += kLanes)
+        winograd_output<T>(sums[t] + c, plane, panel + c, layer.bias, residual ? residual[t] : nullptr, out[t],
+                           layer.rectify);
   }
 }

@@ -20,6 +20,7 @@ from hrpose.ops.stem import KERNELS, PackedStem, pack_stem, stem
 class Fused(nn.Module):
     """Packed weights of an op, its tensors as buffers; no parameters. To change their dtype, build it anew."""
 
+    packed: tuple[str, ...] = ("panels",)  # the buffers that the kernel reads most of
     def __init__(self, packed: PackedBasicBlocks | PackedBottlenecks | PackedConv | PackedStem):
         super().__init__()
         self.fields = packed._fields
@@ -44,6 +45,8 @@ class Fused(nn.Module):
 
 class FusedBottlenecks(Fused):
     """A copy of a chain of `Bottleneck`s for inference: the same call and numbers, its own weights."""
+
+    packed = ("weights", "winograd")
 
     @classmethod
     @torch.no_grad()
@@ -137,7 +140,8 @@ class FusedConv(Fused):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride)), see `hrpose.ops.conv`."""
         y = conv(x, PackedConv(*self.values()))
-        return y if y.shape[1] == self.outputs else y[:, : self.outputs].contiguous()
+        whole = y.shape[1] == self.outputs
+        return y if whole else y[:, : self.outputs].contiguous(memory_format=torch.channels_last)
 
 
 class FusedStem(Fused):

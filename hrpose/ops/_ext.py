@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from types import ModuleType
 
@@ -12,6 +13,10 @@ from torch import Tensor
 from hrpose.errors import InputError
 
 library = torch.library.Library("hrpose", "DEF")  # every op registers here; two of them would be an error of torch's
+
+HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most ARM systems
+KEPT = 64 << 20  # bytes of workspace that a thread keeps
+_thread = threading.local()
 
 HOW_TO_GET_IT = "run `pip install .` in a checkout of hrpose with a C++ compiler"
 
@@ -123,11 +128,25 @@ def unobserved(*tensors: Tensor | None) -> bool:
     return True
 
 
+def huge(size: int) -> Tensor:
+    """Uninitialised bytes on huge pages, where the system has them: with small ones, a kernel that walks through tens
+    of megabytes of weights waits for a page table entry every 4 KiB."""
+    memory = torch.empty((size // HUGE_PAGE + 2) * HUGE_PAGE, dtype=torch.uint8)
+    begin = -memory.data_ptr() % HUGE_PAGE
+    if _native:
+        _native.advise_huge_pages(memory.data_ptr() + begin, memory.numel() - HUGE_PAGE)
+    return memory[begin : begin + size]
+
+
 def workspace(size: int) -> tuple[Tensor, int]:
-    """Uninitialised memory of `size` bytes for a kernel's own use: what keeps it alive, and its address, at the
-    beginning of a cache line."""
-    memory = torch.empty(size + 64, dtype=torch.uint8)
-    return memory, memory.data_ptr() + -memory.data_ptr() % 64
+    """Uninitialised memory of `size` bytes for a kernel's own use until the next call of this thread: what keeps it
+    alive, and its address, at the beginning of a cache line. Memory of up to KEPT bytes is kept for later calls."""
+    memory = getattr(_thread, "memory", None)
+    if memory is None or memory.numel() < size:
+        memory = huge(size)
+        if size <= KEPT:
+            _thread.memory = memory
+    return memory, memory.data_ptr()
 
 
 def report() -> dict:

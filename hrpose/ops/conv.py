@@ -74,7 +74,7 @@ def winograd_tile(in_channels: int, out_channels: int) -> int:
     """The fastest tile of a 3x3 convolution. Large tiles save products, but their weights, which are read again for
     every image, outgrow the cache where there are many channels."""
     size = in_channels * out_channels
-    return 4 if size <= 96 * 96 else 2 if size <= 192 * 192 else 0
+    return 4 if size <= 96 * 96 else 2 if size <= 256 * 256 else 0
 
 
 def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tensor:

@@ -40,11 +40,12 @@ def from_panels(panels: Tensor, outputs: int, inputs: int) -> Tensor:
 
 
 def winograd_panels(weight: Tensor, tile: int) -> Tensor:
-    """Weights (outputs, inputs, 3, 3) of a convolution -> float32 panels of G w G^T, one matrix per factor, flat.
+    """Weights (outputs, inputs, 3, 3) of a convolution -> float32 panels of G w G^T, flat: for each panel of outputs a
+    matrix per factor.
 
     Args:
         tile: T = 2 or 4: F(T x T, 3 x 3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks".
     """
     g = torch.tensor(_G[tile], dtype=torch.float64, device=weight.device)
     factors = torch.einsum("yi,xj,ocij->yxoc", g, g, weight.double()).flatten(0, 1).float()
-    return torch.cat([to_panels(matrix) for matrix in factors])
+    return torch.cat([to_panels(matrix) for panel in factors.split(PANEL, 1) for matrix in panel])
