@@ -11,6 +11,7 @@ inline Vec load(const float *p) { return _mm512_loadu_ps(p); }
 inline void store(float *p, Vec v) { _mm512_storeu_ps(p, v); }
 inline Vec broadcast(float f) { return _mm512_set1_ps(f); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); } // a b + c
+inline Vec relu(Vec v) { return _mm512_maskz_max_ps(0xffff, Vec{}, v); } // NaN, the second operand, stays NaN
 #elif defined(__AVX2__)
 using Vec = __m256;
 constexpr int kLanes = 8, kRows = 6, kVecs = 2;
@@ -18,6 +19,7 @@ inline Vec load(const float *p) { return _mm256_loadu_ps(p); }
 inline void store(float *p, Vec v) { _mm256_storeu_ps(p, v); }
 inline Vec broadcast(float f) { return _mm256_set1_ps(f); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec relu(Vec v) { return _mm256_max_ps(Vec{}, v); }
 #else
 typedef float Vec __attribute__((vector_size(16)));
 constexpr int kLanes = 4, kRows = 4, kVecs = 2;
@@ -29,9 +31,8 @@ inline Vec load(const float *p) {
 inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(float f) { return Vec{f, f, f, f}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec relu(Vec v) { return Vec{} > v ? Vec{} : v; }
 #endif
-
-inline Vec relu(Vec v) { return Vec{} > v ? Vec{} : v; } // NaN stays NaN
 
 // Element type of a product: its values per multiplication in one lane, and how they meet.
 template <class T> constexpr int kDepth = 1;
