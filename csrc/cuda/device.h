@@ -2,6 +2,7 @@
 // function. All of it exists twice, here for nvcc and in tests/cuda_emulation/emulator.h for a C++ compiler, which runs
 // the same .cu files on a CPU. Kernels therefore write no asm, no <<<>>> and no __shared__ of their own.
 #pragma once
+#include "kernels.h"
 #include <cstddef>
 #include <cstdint>
 
@@ -259,6 +260,15 @@ __device__ __forceinline__ void load_matrices(uint32_t (&v)[4], const void *row)
 namespace hrpose::cuda {
 
 template <class T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
+
+// body(a value of the type), to be used for its type.
+template <class Body> const char *with_type(Type type, const Body &body) {
+  switch (type) {
+  case Type::bfloat16: return body(BFloat16());
+  case Type::float16: return body(Half());
+  default: return body(float());
+  }
+}
 
 // The values of 16 bytes as floats, and back.
 template <class T> constexpr int kPerLoad = 16 / sizeof(T);

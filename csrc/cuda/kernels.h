@@ -1,13 +1,36 @@
 // Host launchers of the CUDA kernels. Each returns null, or a message for the Python exception; none prints, exits or
-// allocates for longer than its call.
+// allocates for longer than its call. Those that take a stream run on the current device, neither wait nor allocate, and
+// so may be captured in a graph; they trust their caller (hrpose/ops).
 #pragma once
+#include <cstdint>
+
+struct CUstream_st; // cudaStream_t is a pointer to it
 
 namespace hrpose::cuda {
+
+using Stream = CUstream_st *;
+enum class Type : int { float32, bfloat16, float16 }; // the numbers are those of CUDA_TYPES in hrpose/ops/_ext.py
 
 // Versions as 1000 * major + 10 * minor; 0 devices without a message means: the driver works and sees no card.
 const char *probe_host(int *driver_version, int *runtime_version, int *device_count);
 
 // code_arch: __CUDA_ARCH__ of the code that runs on the device (900 for sm_90), written by the device itself.
 const char *probe_device(int device, char name[256], int *major, int *minor, int *code_arch);
+
+// All tensors are dense and row-major, on the device. Sizes are >= 1 except n >= 0.
+constexpr int kMaxJoints = 256; // MAX_JOINTS in hrpose/ops/decode.py: their permutation travels with the launch
+struct DecodeArgs {
+  const void *heatmaps;     // (n, k, h, w), h w <= 2^30
+  const void *flipped;      // the same shape, maps of the mirrored input, or null
+  const int *perm;          // (k) on the host, read before return: joint of `flipped` that is joint k; with `flipped`
+  const double *transforms; // (n, 2, 3) heatmap px -> image px, or null for heatmap px
+  float *keypoints;         // (n, k, 2) out
+  float *scores;            // (n, k) out
+  int64_t n, k, h, w;
+  bool shift;   // move the mirrored maps one column to the right
+  bool quarter; // refine by a quarter of a pixel
+  Type type;    // of the maps
+};
+const char *decode_fwd(const DecodeArgs &args, Stream stream);
 
 } // namespace hrpose::cuda

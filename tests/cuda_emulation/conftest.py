@@ -87,6 +87,18 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
 
 
 @pytest.fixture
+def fenced() -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """fenced(tensor, post) copies a tensor, strides too, to where the memory on both sides is full of posts."""
+
+    def fenced(tensor: torch.Tensor, post: float) -> torch.Tensor:
+        margin = 256
+        storage = torch.full((tensor.numel() + 2 * margin,), post, dtype=tensor.dtype)
+        return storage.as_strided(tensor.shape, tensor.stride(), margin).copy_(tensor)
+
+    return fenced
+
+
+@pytest.fixture
 def emulation_error() -> type[Exception]:
     return EmulationError
 
