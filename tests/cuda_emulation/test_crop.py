@@ -39,7 +39,7 @@ MUTANTS = {
     "half a step": ("double half_step = kFixed / kSteps / 2", "double half_step = 0"),
     "rounding": ("+ 0.5f", "+ 0.499f"),
     "in float": ("const double column = inverse_row[0] * x,", "const double column = float(inverse_row[0]) * x,"),
-    "one block too few": ("blocks = ceil_div(size / count, kThreads)", "blocks = max(size / count / kThreads, 1)"),
+    "one block too few": ("ceil_div(threads, int64_t(kThreads))", "max(threads / kThreads, int64_t(1))"),
     "channels": ("a.image[at + 3 + c]", "a.image[at + 1 + c]"),
 }
 
