@@ -44,4 +44,33 @@ struct CropArgs {
 };
 const char *crop_fwd(const CropArgs &args, Stream stream);
 
+// Images of h x w pixels of c values: n = N, c = C for channels_last; for NCHW every plane is an image, n = N C, c = 1.
+// No tensor has 2^31 values.
+constexpr int kMaxTerms = 8; // KERNEL_TERMS in hrpose/ops/ram_sum.py
+struct RamSumArgs {
+  const void *inputs[kMaxTerms]; // m of (n, h / f, w / f, c), like `out`
+  int factors[kMaxTerms];        // m of f
+  const float *weights;          // (n / share, m), or null for ones
+  void *out;                     // (n, h, w, c)
+  int n, h, w, c, share;         // share images have the weights of one sample
+  int m;                         // 1..8
+  bool bilinear;
+  Type type; // of inputs and out
+};
+const char *ram_sum_fwd(const RamSumArgs &args, Stream stream);
+
+struct RamSumGradArgs {
+  const void *grad, *out;        // (n, h, w, c)
+  const void *inputs[kMaxTerms]; // as in RamSumArgs; read only with weights
+  int factors[kMaxTerms];        // m, in any order
+  const float *weights;          // (n / share, m), or null for ones
+  void *grads[kMaxTerms];        // m, of the shapes of the inputs
+  float *products;               // (n / share, m, parts) out with weights: their gradient, to be summed over the parts
+  int parts;                     // blocks for a term of a sample, >= 1
+  int n, h, w, c, share, m;
+  bool bilinear;
+  Type type;
+};
+const char *ram_sum_bwd(const RamSumGradArgs &args, Stream stream);
+
 } // namespace hrpose::cuda

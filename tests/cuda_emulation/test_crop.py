@@ -9,8 +9,8 @@ from hrpose.ops import crop_reference
 
 SHIM = """
 extern "C" const char *crop(const uint8_t *image, const double *transforms, float *out, bool *bad, int64_t image_h,
-                            int64_t image_w, int64_t n, int64_t h, int64_t w, double s0, double s1, double s2, double b0,
-                            double b1, double b2, int64_t opencv4) {
+                            int64_t image_w, int64_t n, int64_t h, int64_t w, double s0, double s1, double s2,
+                            double b0, double b1, double b2, int64_t opencv4) {
   return hrpose::cuda::crop_fwd({image, transforms, out, bad, image_h, image_w, n, h, w,
                                  {float(s0), float(s1), float(s2)}, {float(b0), float(b1), float(b2)}, opencv4 != 0},
                                 nullptr);

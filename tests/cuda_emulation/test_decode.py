@@ -73,7 +73,9 @@ def differences(kernel, rng, fenced):
             ):
                 arguments = (fenced(heatmaps.to(dtype), math.inf), other, pairs, shift, refine, affine)
                 got, want = run(kernel, *arguments), decode_reference(*arguments)
-                if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(got, want, strict=True)):
+                if not all(
+                    torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(got, want, strict=True)
+                ):
                     wrong.append((shape, *arguments[2:]))
     return wrong
 
