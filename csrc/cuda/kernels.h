@@ -45,7 +45,7 @@ struct CropArgs {
 const char *crop_fwd(const CropArgs &args, Stream stream);
 
 // Images of h x w pixels of c values: n = N, c = C for channels_last; for NCHW every plane is an image, n = N C, c = 1.
-// No tensor has 2^31 values.
+// No tensor has 2^30 values.
 constexpr int kMaxTerms = 8; // KERNEL_TERMS in hrpose/ops/ram_sum.py
 struct RamSumArgs {
   const void *inputs[kMaxTerms]; // m of (n, h / f, w / f, c), like `out`

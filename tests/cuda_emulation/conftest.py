@@ -18,6 +18,8 @@ CXX = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), N
 # -O1 is where compiling and running together take least. Pragmas are those of nvcc.
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 FLAGS += ["-DHRPOSE_EMULATION", f"-I{HERE}", f"-I{SOURCES}", "-fPIC", "-shared"]
+# Without these two the dynamic linker merges the emulators of several libraries.
+FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
 
 
 class EmulationError(RuntimeError):
@@ -55,6 +57,10 @@ def _argument(value: object) -> object:
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
+def _accepts(flag: str) -> bool:
+    return subprocess.run([CXX, flag, "-E", "-x", "c++", os.devnull], capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="session")
 def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]:
     """emulate(source, shim, edits=()) compiles a file of csrc/cuda, or a text of its own, and the functions in `shim`
@@ -64,6 +70,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
         pytest.skip("there is no C++ compiler to emulate CUDA with")
     if os.name == "nt" or not SOURCES.is_dir():
         pytest.skip("not a source checkout on Linux or macOS: there is no csrc/cuda to emulate")
+    flags = [flag for flag in FLAGS if flag != "-fno-gnu-unique" or _accepts(flag)]  # clang has no such symbols
     folder, extra = tmp_path_factory.mktemp("emulated"), shlex.split(os.environ.get("HRPOSE_EMULATION_FLAGS", ""))
     built: dict[str, Emulated] = {}
 
@@ -73,12 +80,14 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
         for old, new in edits:
             assert text.count(old) == 1, f"{text.count(old)} places to edit: {old}"
             text = text.replace(old, new)
-        text = f'#line 1 "{path or "kernel.cu"}"\n{text}\n#line 1 "shim"\n{shim}\n'
+        text = (
+            f'#line 1 "{path or "kernel.cu"}"\n{text}\n#pragma GCC visibility push(default)\n#line 1 "shim"\n{shim}\n'
+        )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if key not in built:
             unit, library = folder / f"{key}.cu", folder / f"{key}.so"
             unit.write_text(text)
-            done = subprocess.run([CXX, *FLAGS, *extra, str(unit), "-o", str(library)], capture_output=True, text=True)
+            done = subprocess.run([CXX, *flags, *extra, str(unit), "-o", str(library)], capture_output=True, text=True)
             assert done.returncode == 0 and not done.stderr, done.stderr
             built[key] = Emulated(library)
         return built[key]

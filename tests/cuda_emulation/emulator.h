@@ -628,7 +628,7 @@ template <bool transposed = false> void load_matrices(uint32_t (&v)[4], const vo
 } // namespace hrpose::cuda
 
 // schedule: forward, reverse or shuffled. multiprocessors: what device_attribute says of the card.
-extern "C" void simt_configure(const char *schedule, uint64_t seed, int multiprocessors) {
+extern "C" __attribute__((used, visibility("default"))) inline void simt_configure(const char *schedule, uint64_t seed, int multiprocessors) {
   simt::machine.schedule = *schedule;
   simt::machine.seed = seed;
   simt::machine.attributes[cudaDevAttrMultiProcessorCount] = multiprocessors;
