@@ -49,9 +49,7 @@ def diagnose() -> dict[str, Any]:
         "cuda": _ext.cuda_probe(),
         "reference": {
             "cpu": _ext.why_reference(torch.empty(0)),
-            "cuda": _ext.why_reference(cuda_tensor, cuda=True)
-            if torch.cuda.is_available()
-            else "torch sees no CUDA device",
+            "cuda": on_cuda,
         },
         "environment": {name: os.environ[name] for name in ("HRPOSE_EXT", "HRPOSE_ISA") if name in os.environ},
     }

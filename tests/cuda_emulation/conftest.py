@@ -80,9 +80,8 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
         for old, new in edits:
             assert text.count(old) == 1, f"{text.count(old)} places to edit: {old}"
             text = text.replace(old, new)
-        text = (
-            f'#line 1 "{path or "kernel.cu"}"\n{text}\n#pragma GCC visibility push(default)\n#line 1 "shim"\n{shim}\n'
-        )
+        shim = f'#pragma GCC visibility push(default)\n#line 1 "shim"\n{shim}\n'
+        text = f'#line 1 "{path or "kernel.cu"}"\n{text}\n{shim}'
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         if key not in built:
             unit, library = folder / f"{key}.cu", folder / f"{key}.so"
