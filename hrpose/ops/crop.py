@@ -224,7 +224,7 @@ def _launch(
         if first_bad >= 0:
             _refuse(transforms, first_bad)
         return out
-    bad = torch.empty(n, dtype=torch.bool, device=image.device)
+    bad = image.new_empty(n, dtype=torch.bool)
     addresses = [t.data_ptr() for t in (image, transforms, out, bad)]
     with _ext.current_stream(image) as stream:
         _ext.kernels().crop_fwd_cuda(*addresses, *sizes, *normalise, opencv4, stream)

@@ -62,16 +62,22 @@ def _accepts(flag: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]:
-    """emulate(source, shim, edits=()) compiles a file of csrc/cuda, or a text of its own, and the functions in `shim`
-    that call its launchers. `edits` are pairs (old, new) of texts: planted bugs, each in one place. Flags in the
-    environment variable HRPOSE_EMULATION_FLAGS are added."""
+def compiler() -> list[str]:
+    """The command that makes a shared library, but for its units. The environment variable HRPOSE_EMULATION_FLAGS adds
+    flags, of sanitizers say."""
     if CXX is None:
         pytest.skip("there is no C++ compiler to emulate CUDA with")
     if os.name == "nt" or not SOURCES.is_dir():
         pytest.skip("not a source checkout on Linux or macOS: there is no csrc/cuda to emulate")
     flags = [flag for flag in FLAGS if flag != "-fno-gnu-unique" or _accepts(flag)]  # clang has no such symbols
-    folder, extra = tmp_path_factory.mktemp("emulated"), shlex.split(os.environ.get("HRPOSE_EMULATION_FLAGS", ""))
+    return [CXX, *flags, *shlex.split(os.environ.get("HRPOSE_EMULATION_FLAGS", ""))]
+
+
+@pytest.fixture(scope="session")
+def emulate(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]:
+    """emulate(source, shim, edits=()) compiles a file of csrc/cuda, or a text of its own, and the functions in `shim`
+    that call its launchers. `edits` are pairs (old, new) of texts: planted bugs, each in one place."""
+    folder = tmp_path_factory.mktemp("emulated")
     built: dict[str, Emulated] = {}
 
     def emulate(source: str, shim: str = "", edits: Sequence[tuple[str, str]] = ()) -> Emulated:
@@ -86,7 +92,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Emulated]
         if key not in built:
             unit, library = folder / f"{key}.cu", folder / f"{key}.so"
             unit.write_text(text)
-            done = subprocess.run([CXX, *flags, *extra, str(unit), "-o", str(library)], capture_output=True, text=True)
+            done = subprocess.run([*compiler, str(unit), "-o", str(library)], capture_output=True, text=True)
             assert done.returncode == 0 and not done.stderr, done.stderr
             built[key] = Emulated(library)
         return built[key]

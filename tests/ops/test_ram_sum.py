@@ -144,6 +144,29 @@ def test_gradients_equal_those_of_the_reference(isa, rng, case, layout, dtype):
                 assert_near(a, b, size, 32)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [*UNIT, torch.float16], ids=str)
+def test_devices_agree(device, rng, layout, dtype, mode):
+    """Forward and gradients, within eight roundings of the greatest value, sums of many within their square root."""
+    unit = torch.finfo(dtype).eps / 2
+    for case in CASES:
+        weights = torch.from_numpy(rng.normal(size=(case[0], len(case[4])))).float()
+        there = [x.to(device).requires_grad_() for x in random_inputs(rng, case, layout, dtype)]
+        here = [x.detach().cpu().requires_grad_() for x in there]
+        scales = [weights.to(device).requires_grad_(), weights.clone().requires_grad_()]
+        got, want = ram_sum(there, scales[0], mode), ram_sum_reference(here, scales[1], mode)
+        grad = torch.from_numpy(rng.normal(size=want.shape)).to(dtype)
+        got.backward(grad.to(device))
+        want.backward(grad)
+        values = math.sqrt(want[0].numel())
+        pairs = [(got, want, 8), *[(a.grad, b.grad, 8) for a, b in zip(there, here, strict=True)]]
+        for a, b, steps in (*pairs, (scales[0].grad, scales[1].grad, 8 * values)):
+            assert a.device.type == device
+            limit = steps * unit * max(1, b.detach().abs().max().item())
+            torch.testing.assert_close(a.cpu(), b, rtol=0, atol=limit)
+
+
 def test_gradients_by_hand(isa):
     """y = relu(2 a + 3 up(b)) with a = (1, -9; 1, 1), b = 1: open everywhere but at the -9."""
     a = torch.tensor([[[[1.0, -9], [1, 1]]]], requires_grad=True)
