@@ -13,7 +13,8 @@ namespace hrpose::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kAhead = 4; // terms that are read before the first of them is added
+constexpr int kResident = 4; // blocks on a multiprocessor: 64 registers. For more of them ptxas would spill some
+constexpr int kAhead = 4;    // terms that are read before the first of them is added
 
 // v / factor without a division for the factors of HRNet.
 struct Divisor {
@@ -179,7 +180,7 @@ struct Backward {
 
 // `parts` blocks for a term of a sample. The last terms go first: smaller maps, of longer sums, often are the last.
 template <class T, bool bilinear, int count>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Backward p) {
+__global__ void __launch_bounds__(kThreads, kResident) backward_kernel(const __grid_constant__ Backward p) {
   const RamSumGradArgs &a = p.args;
   const int samples = a.n / a.share, part = blockIdx.x % a.parts, sample = blockIdx.x / a.parts % samples;
   const int t = a.m - 1 - blockIdx.x / a.parts / samples;
