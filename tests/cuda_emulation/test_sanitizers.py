@@ -39,4 +39,4 @@ def test_kernels_are_clean(sanitized):
 @pytest.mark.slow
 def test_a_planted_overrun_is_found(sanitized):
     done = sanitized("-s", "-m", "slow", "-k", "test_decode and one and many")
-    assert "AddressSanitizer: heap-buffer-overflow" in done.stdout + done.stderr
+    assert "ERROR: AddressSanitizer: heap-" in done.stderr  # overflow, or freed memory beyond it
