@@ -206,6 +206,27 @@ py::dict cuda_device(int device) {
   result["error"] = error ? py::object(py::str(error)) : py::none();
   return result;
 }
+
+int64_t bottlenecks_workspace_cuda(const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w,
+                                   int64_t in_channels, int64_t mid, int64_t out_channels, int64_t stride, bool project,
+                                   int type) {
+  int64_t bytes;
+  raise(hrpose::cuda::bottlenecks_workspace({nullptr, nullptr, nullptr, nullptr, dilations.data(), nullptr, n, h, w,
+                                             in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
+                                             Type(type)},
+                                            &bytes));
+  return bytes;
+}
+
+void bottlenecks_fwd_cuda(Address x, Address out, Address weights, Address biases, Address workspace,
+                          const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w, int64_t in_channels,
+                          int64_t mid, int64_t out_channels, int64_t stride, bool project, int type, Address stream) {
+  raise(hrpose::cuda::bottlenecks_fwd({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
+                                       pointer<const float>(biases), dilations.data(), pointer<void>(workspace), n, h,
+                                       w, in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
+                                       Type(type)},
+                                      stream_of(stream)));
+}
 #endif
 
 } // namespace
@@ -242,6 +263,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("crop_fwd_cuda", crop_fwd_cuda, release());
   m.def("ram_sum_fwd_cuda", ram_sum_fwd_cuda, release());
   m.def("ram_sum_bwd_cuda", ram_sum_bwd_cuda, release());
+  m.def("bottlenecks_workspace_cuda", bottlenecks_workspace_cuda);
+  m.def("bottlenecks_fwd_cuda", bottlenecks_fwd_cuda, release());
 #else
   m.attr("cuda_archs") = "";
 #endif

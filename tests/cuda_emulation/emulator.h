@@ -547,6 +547,7 @@ inline void store16(void *p, uint4 v) {
   *static_cast<uint4 *>(p) = v;
 }
 inline uint4 load16_once(const void *p) { return load16(p); }
+inline void prefetch(const void *) {}
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
 

@@ -11,7 +11,19 @@ import pytest
 import torch
 
 from hrpose.errors import InputError
-from hrpose.ops import _ext, crop, crop_reference, decode, decode_reference, ram_sum, ram_sum_reference
+from hrpose.ops import (
+    BottleneckWeights,
+    _ext,
+    bottlenecks,
+    bottlenecks_reference,
+    crop,
+    crop_reference,
+    decode,
+    decode_reference,
+    pack_bottlenecks,
+    ram_sum,
+    ram_sum_reference,
+)
 
 pytestmark = pytest.mark.slow  # pybind11 alone compiles for ten seconds
 
@@ -120,3 +132,35 @@ def test_ram_sum(card, rng, layout, factors, mode):
         grads = module._bwd_any(*on_card(grad, want.detach()), back, factor, list(factors), bilinear)
         for a, b in zip(plain(grads), torch.autograd.grad(want, leaves, grad), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("widths", "stride"), [((64, 32, 64), 1), ((64, 64, 256), 1), ((64, 128, 256), 2), ((64, 48, 64), 1)], ids=str
+)
+def test_bottlenecks(card, rng, monkeypatch, dtype, widths, stride):
+    """In the layout that the card gets: fragments for the kernels, rows of a width that has none for the reference."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    (ins, mid, out), module, blocks = widths, sys.modules[bottlenecks.__module__], []
+
+    def draw(*shape):
+        return (torch.from_numpy(rng.normal(size=shape)) * (1 / shape[-1]) ** 0.5).to(dtype)
+
+    for index in range(2):
+        first = index == 0
+        w2 = draw(mid, mid, 9 * mid)[:, :, :9].reshape(mid, mid, 3, 3)
+        projection = draw(out, ins) if first and (ins != out or stride > 1) else None
+        weights = (draw(mid, ins if first else out), draw(mid), w2, draw(mid), 0.3 * draw(out, mid), draw(out))
+        blocks.append(BottleneckWeights(*weights, projection))
+    x = draw(2, ins, 9, 7).relu()
+    layout = module.default_layout(on_card(x)[0], ins, mid, out)
+    assert layout == ("rows" if mid == 48 else "fragments")
+    packed = pack_bottlenecks(blocks, (3, 1), stride, layout)
+    views = [x, torch.cat((x.flatten(), x.flatten()[:1]))[1:].view_as(x), torch.cat((x, x), 1)[:, :ins]]
+    for maps in views:  # dense, not at a multiple of 16 bytes, with other channels between
+        arguments = on_card(maps, *packed[:3])
+        (got,) = plain([module._bottlenecks_cuda(*arguments, *packed[3:])])
+        want = bottlenecks_reference(maps, packed)
+        assert got.is_contiguous(memory_format=torch.channels_last) and got.shape == want.shape
+        error = (got.double() - want.double()).norm() / want.double().norm()
+        assert error < {torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
