@@ -132,6 +132,59 @@ void raise(const char *error) {
     throw std::runtime_error(error);
 }
 
+using hrpose::cuda::Type;
+
+hrpose::cuda::Stream stream_of(Address stream) { return pointer<CUstream_st>(stream); }
+
+void decode_fwd_cuda(Address heatmaps, Address flipped, const std::vector<int> &perm, Address transforms,
+                     Address keypoints, Address scores, int64_t n, int64_t k, int64_t h, int64_t w, bool shift,
+                     bool quarter, int type, Address stream) {
+  raise(hrpose::cuda::decode_fwd({pointer<const void>(heatmaps), pointer<const void>(flipped), perm.data(),
+                                  pointer<const double>(transforms), pointer<float>(keypoints), pointer<float>(scores),
+                                  n, k, h, w, shift, quarter, Type(type)},
+                                 stream_of(stream)));
+}
+
+void crop_fwd_cuda(Address image, Address transforms, Address out, Address bad, int64_t image_h, int64_t image_w,
+                   int64_t n, int64_t h, int64_t w, float s0, float s1, float s2, float b0, float b1, float b2,
+                   bool opencv4, Address stream) {
+  raise(hrpose::cuda::crop_fwd({pointer<const uint8_t>(image),
+                                pointer<const double>(transforms),
+                                pointer<float>(out),
+                                pointer<bool>(bad),
+                                image_h,
+                                image_w,
+                                n,
+                                h,
+                                w,
+                                {s0, s1, s2},
+                                {b0, b1, b2},
+                                opencv4},
+                               stream_of(stream)));
+}
+
+void ram_sum_fwd_cuda(const std::vector<Address> &inputs, const std::vector<int> &factors, Address weights, Address out,
+                      int n, int h, int w, int c, int share, bool bilinear, int type, Address stream) {
+  hrpose::cuda::RamSumArgs args = {{}, {}, pointer<const float>(weights), pointer<void>(out), n, h, w, c, share,
+                                   int(factors.size()), bilinear, Type(type)};
+  for (size_t t = 0; t < factors.size(); ++t)
+    args.inputs[t] = pointer<const void>(inputs[t]), args.factors[t] = factors[t];
+  raise(hrpose::cuda::ram_sum_fwd(args, stream_of(stream)));
+}
+
+void ram_sum_bwd_cuda(Address grad, Address out, const std::vector<Address> &inputs, const std::vector<int> &factors,
+                      Address weights, const std::vector<Address> &grads, Address products, int parts, int n, int h,
+                      int w, int c, int share, bool bilinear, int type, Address stream) {
+  hrpose::cuda::RamSumGradArgs args = {pointer<const void>(grad), pointer<const void>(out), {}, {},
+                                       pointer<const float>(weights), {}, pointer<float>(products), parts, n, h, w, c,
+                                       share, int(factors.size()), bilinear, Type(type)};
+  for (size_t t = 0; t < inputs.size(); ++t)
+    args.inputs[t] = pointer<const void>(inputs[t]);
+  for (size_t t = 0; t < factors.size(); ++t)
+    args.factors[t] = factors[t], args.grads[t] = pointer<void>(grads[t]);
+  raise(hrpose::cuda::ram_sum_bwd(args, stream_of(stream)));
+}
+
 py::dict cuda_host() {
   int driver, runtime, devices;
   raise(hrpose::cuda::probe_host(&driver, &runtime, &devices));
@@ -152,6 +205,27 @@ py::dict cuda_device(int device) {
   result["code_arch"] = arch ? py::object(py::int_(arch)) : py::none();
   result["error"] = error ? py::object(py::str(error)) : py::none();
   return result;
+}
+
+int64_t bottlenecks_workspace_cuda(const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w,
+                                   int64_t in_channels, int64_t mid, int64_t out_channels, int64_t stride, bool project,
+                                   int type) {
+  int64_t bytes;
+  raise(hrpose::cuda::bottlenecks_workspace({nullptr, nullptr, nullptr, nullptr, dilations.data(), nullptr, n, h, w,
+                                             in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
+                                             Type(type)},
+                                            &bytes));
+  return bytes;
+}
+
+void bottlenecks_fwd_cuda(Address x, Address out, Address weights, Address biases, Address workspace,
+                          const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w, int64_t in_channels,
+                          int64_t mid, int64_t out_channels, int64_t stride, bool project, int type, Address stream) {
+  raise(hrpose::cuda::bottlenecks_fwd({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
+                                       pointer<const float>(biases), dilations.data(), pointer<void>(workspace), n, h,
+                                       w, in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
+                                       Type(type)},
+                                      stream_of(stream)));
 }
 #endif
 
@@ -185,6 +259,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = HRPOSE_CUDA_ARCHS;
   m.def("cuda_host", cuda_host);
   m.def("cuda_device", cuda_device);
+  m.def("decode_fwd_cuda", decode_fwd_cuda, release());
+  m.def("crop_fwd_cuda", crop_fwd_cuda, release());
+  m.def("ram_sum_fwd_cuda", ram_sum_fwd_cuda, release());
+  m.def("ram_sum_bwd_cuda", ram_sum_bwd_cuda, release());
+  m.def("bottlenecks_workspace_cuda", bottlenecks_workspace_cuda);
+  m.def("bottlenecks_fwd_cuda", bottlenecks_fwd_cuda, release());
 #else
   m.attr("cuda_archs") = "";
 #endif

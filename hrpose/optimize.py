@@ -15,6 +15,7 @@ from hrpose.models.fused import Fused, FusedBasicBlocks, FusedBottlenecks, Fused
 from hrpose.models.hrnet import HRNetTrunk
 from hrpose.models.resnet import ResNetTrunk
 from hrpose.ops import _ext
+from hrpose.ops.bottlenecks import default_layout
 from hrpose.ops.conv import kernel_takes
 from hrpose.ops.panels import MULTIPLE
 
@@ -49,7 +50,7 @@ def optimize(model: nn.Module) -> nn.Module:
     check(not model.training, "optimize", "model must be in eval mode (model.eval()), got one in training mode")
     fast = copy.deepcopy(model).requires_grad_(False)
     fused = all(kernel_takes(parameter) for parameter in fast.parameters())
-    if fused:
+    if fused or all(parameter.is_cuda for parameter in fast.parameters()):
         _fuse_chains(fast)
     fold_batch_norms(fast)
     _merge_heads(fast)
@@ -70,7 +71,7 @@ def _fuse_chains(module: nn.Module) -> None:
         bottlenecks, basic = _chain(child, Bottleneck), _chain(child, BasicBlock)
         if bottlenecks and all(_fusable(block, index == 0) for index, block in enumerate(bottlenecks)):
             setattr(module, name, FusedBottlenecks.from_blocks(bottlenecks))
-        elif basic and basic[0].conv1.in_channels % MULTIPLE == 0:
+        elif basic and kernel_takes(basic[0].conv1.weight) and basic[0].conv1.in_channels % MULTIPLE == 0:
             setattr(module, name, FusedBasicBlocks.from_blocks(basic))
         else:
             _fuse_chains(child)
@@ -87,10 +88,11 @@ def _chain(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 
 
 def _fusable(block: Bottleneck, first: bool) -> bool:
-    """Does the kernel take it? Only the first of a chain may change width or size, with the stride in its 3x3."""
+    """Does a kernel take it? Only the first of a chain may change width or size, with the stride in its 3x3."""
     widths = (block.conv1.in_channels, block.conv1.out_channels, block.conv3.out_channels)
     plain = block.conv1.stride == (1, 1) and (first or block.downsample is None)
-    return plain and all(width % MULTIPLE == 0 for width in widths)
+    kernel = default_layout(block.conv1.weight, *widths) != "rows"
+    return plain and kernel and all(width % MULTIPLE == 0 for width in widths)
 
 
 def _merge_heads(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 
 from hrpose.ops import _ext
 
@@ -23,6 +24,14 @@ def isa(request: pytest.FixtureRequest):
     _ext.set_isa(request.param)
     yield request.param
     _ext.set_isa(before)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where tensors of the test are; on CUDA only where there is a card."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return request.param
 
 
 @pytest.fixture

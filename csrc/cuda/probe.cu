@@ -1,8 +1,8 @@
 // Which CUDA devices there are, and whether this build has code that runs on them.
-#include "kernels.h"
+#include "device.h"
 #include <cstring>
-#include <cuda_runtime.h>
 
+namespace hrpose::cuda {
 namespace {
 
 // One thread writes four bytes: the compile-time architecture of the image the driver picked for this card.
@@ -12,16 +12,7 @@ __global__ void code_arch_kernel(int *out) {
 #endif
 }
 
-const char *message(cudaError_t status) {
-  if (status == cudaSuccess)
-    return nullptr;
-  cudaGetLastError(); // clears the error, so that it does not surface in somebody else's call
-  return cudaGetErrorString(status);
-}
-
 } // namespace
-
-namespace hrpose::cuda {
 
 const char *probe_host(int *driver_version, int *runtime_version, int *device_count) {
   *driver_version = *runtime_version = *device_count = 0;

@@ -33,7 +33,9 @@ def run(options: argparse.Namespace) -> None:
 def diagnose() -> dict[str, Any]:
     """Everything a bug report needs, as plain values."""
     native = _ext.report()
-    cuda_tensor = torch.empty(0, device="cuda" if torch.cuda.is_available() else "meta")
+    on_cuda = "torch sees no CUDA device"
+    if torch.cuda.is_available():
+        on_cuda = _ext.why_reference(torch.empty(0, device="cuda"), cuda=True)
     return {
         "hrpose": hrpose.__version__,
         "python": platform.python_version(),
@@ -47,7 +49,7 @@ def diagnose() -> dict[str, Any]:
         "cuda": _ext.cuda_probe(),
         "reference": {
             "cpu": _ext.why_reference(torch.empty(0)),
-            "cuda": _ext.why_reference(cuda_tensor) if torch.cuda.is_available() else "torch sees no CUDA device",
+            "cuda": on_cuda,
         },
         "environment": {name: os.environ[name] for name in ("HRPOSE_EXT", "HRPOSE_ISA") if name in os.environ},
     }

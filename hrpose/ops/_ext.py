@@ -1,9 +1,10 @@
 """Loads the native module hrpose._C once, chooses its instruction set, and says why an op runs without it."""
 
+import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -18,6 +19,7 @@ HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most ARM systems
 KEPT = 64 << 20  # bytes of workspace that a thread keeps
 _thread = threading.local()
 
+CUDA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Type in csrc/cuda/kernels.h
 HOW_TO_GET_IT = "run `pip install .` in a checkout of hrpose with a C++ compiler"
 
 
@@ -56,6 +58,12 @@ def native() -> ModuleType | None:
     return _native
 
 
+def implement(name: str, function: Callable) -> None:
+    """Registers an implementation of an op for the CPU and CUDA; it looks for a kernel itself."""
+    for key in ("CPU", "CUDA"):
+        library.impl(name, function, key)
+
+
 def kernels() -> ModuleType:
     """hrpose._C with its instruction set chosen; only for callers that know it is there.
 
@@ -90,26 +98,81 @@ def set_isa(name: str | None) -> None:
     _isa = name
 
 
-def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
+def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None, cuda: bool = False) -> str | None:
     """One sentence on why an op on these tensors runs on the PyTorch reference, None if it runs on a kernel.
 
     Args:
         tensors: what the op was given; None entries are skipped.
         dtype: the one dtype the kernel takes, None if the op has checked or converts them.
+        cuda: is there a kernel for CUDA too?
     """
     if _native is None:
         return _why_not_native
     for tensor in tensors:
-        if tensor is not None and not tensor.is_cpu:
-            return f"there is a kernel for the CPU only, the tensors are on {tensor.device.type}"
-        if tensor is not None and dtype is not None and tensor.dtype != dtype:
+        if tensor is None:
+            continue
+        if tensor.is_cuda and cuda:
+            reason = _why_not_on(tensor.device.index)
+            if reason is not None:
+                return reason
+        elif not tensor.is_cpu:
+            kernels = "are kernels for the CPU and CUDA" if cuda else "is a kernel for the CPU"
+            return f"there {kernels} only, the tensors are on {tensor.device.type}"
+        if dtype is not None and tensor.dtype != dtype:
             return f"the kernel takes {dtype}, the tensors are {tensor.dtype}"
     return None
 
 
-def usable(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> bool:
+def usable(*tensors: Tensor | None, dtype: torch.dtype | None = None, cuda: bool = False) -> bool:
     """Does an op on these tensors run on a kernel? See `why_reference`."""
-    return why_reference(*tensors, dtype=dtype) is None
+    return why_reference(*tensors, dtype=dtype, cuda=cuda) is None
+
+
+_cuda_reasons: dict[int, str | None] = {}  # by device
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot see into the native module
+def _why_not_on(device: int) -> str | None:
+    """Why no kernel of ours runs on a CUDA device, None if they do. Asks the driver once."""
+    if device not in _cuda_reasons:
+        _cuda_reasons[device] = _ask_why_not_on(device)
+    return _cuda_reasons[device]
+
+
+def _ask_why_not_on(device: int) -> str | None:
+    if not _native.cuda_archs:
+        return "the native module was built without CUDA"
+    try:
+        devices = _native.cuda_host()["devices"]
+    except RuntimeError as error:
+        return f"CUDA does not answer: {error}"
+    if device >= devices:
+        return "there is no such CUDA device"
+    major, minor = torch.cuda.get_device_capability(device)
+    if not has_code(_native.cuda_archs.split(";"), major, minor):
+        archs = _native.cuda_archs.replace(";", ", ")
+        return f"the kernels were built for {archs}, the card has compute capability {major}.{minor}"
+    return None
+
+
+def has_code(archs: list[str], major: int, minor: int) -> bool:
+    """Does a build for these architectures ("80", "90a") run on a card of this compute capability?
+
+    Machine code does within its major version from its minor version on, with an "a" on that card alone; the PTX of the
+    newest architecture runs on every later card.
+    """
+    card = 10 * major + minor
+    if card >= max(int(arch.rstrip("af")) for arch in archs):
+        return True
+    same_major = [arch for arch in archs if int(arch.rstrip("af")) // 10 == major]
+    return any(arch == f"{card}a" if arch.endswith("a") else int(arch.rstrip("f")) <= card for arch in same_major)
+
+
+@contextlib.contextmanager
+def current_stream(tensor: Tensor) -> Iterator[int]:
+    """The handle of the current stream of a CUDA tensor's device, which is the current device meanwhile."""
+    with torch.cuda.device(tensor.device):
+        yield torch.cuda.current_stream().cuda_stream
 
 
 def unobserved(*tensors: Tensor | None) -> bool:

@@ -1,19 +1,29 @@
 """A chain of residual bottlenecks at inference, fused: packed weights, the op, its reference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrpose.errors import check
+from hrpose.errors import check, check_choice
 from hrpose.ops import _ext
+from hrpose.ops.fragments import MULTIPLE as FRAGMENT
+from hrpose.ops.fragments import from_fragments, to_fragments
 from hrpose.ops.panels import MULTIPLE, from_panels, to_panels, winograd_panels
 
 WHERE = "bottlenecks"
 # Below this many multiplications per image or batch, waking other threads costs more than it saves.
 PARALLEL_ABOVE = 2_000_000
+CPU_DTYPES, CUDA_DTYPES = (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16)
+CUDA_MIDS = (32, 64, 128)
+# How a matrix is laid out, and taken apart again.
+LAYOUTS = {
+    "panels": (to_panels, from_panels),
+    "fragments": (to_fragments, from_fragments),
+    "rows": (Tensor.flatten, Tensor.view),
+}
 
 
 class BottleneckWeights(NamedTuple):
@@ -33,12 +43,17 @@ class BottleneckWeights(NamedTuple):
 
 
 class PackedBottlenecks(NamedTuple):
-    """What `pack_bottlenecks` makes of a chain: three flat tensors, and the sizes that say how to read them.
+    """What `pack_bottlenecks` makes of a chain: three tensors, and the sizes that say how to read them.
 
-    weights: panels [outputs / 32][inputs][32], the last one of 16 for an odd multiple of 16, of each block's w1, w2
-    (tap by tap) and w3, then of the projection. biases: b1, b2, b3 of each block. winograd: w2 in Winograd's domain,
-    for float32 only, else empty. bfloat16 panels are [outputs / 32][inputs / 2][32][2], as its dot products want them,
-    and its biases float32.
+    biases: b1, b2, b3 of each block. winograd: w2 in Winograd's domain, for "panels" of float32 only, else empty.
+    weights, by layout:
+
+    "panels": [outputs / 32][inputs][32], the last one of 16 for an odd multiple of 16, of each block's w1, w2 (tap by
+        tap) and w3, then of the projection. bfloat16 panels are [outputs / 32][inputs / 2][32][2], as its dot products
+        want them, and its biases float32. For the CPU.
+    "fragments": what a lane of a GPU multiplies lies side by side, see `to_fragments`, in the order in which a block of
+        threads needs it, see `_slices`. bfloat16 and float16 with float32 biases.
+    "rows": the matrices of "panels" as they are, for the reference on a GPU.
     """
 
     weights: Tensor
@@ -50,10 +65,11 @@ class PackedBottlenecks(NamedTuple):
     project: bool
     stride: int
     dilations: tuple[int, ...]
+    layout: str
 
 
 def pack_bottlenecks(
-    blocks: Sequence[BottleneckWeights], dilations: Sequence[int], stride: int = 1
+    blocks: Sequence[BottleneckWeights], dilations: Sequence[int], stride: int = 1, layout: str | None = None
 ) -> PackedBottlenecks:
     """Weights of a chain as `bottlenecks` takes them; made once, 17 to 53 values per 17 of the originals.
 
@@ -62,7 +78,9 @@ def pack_bottlenecks(
             have a projection, and needs one where its input differs from its output in width or size.
         dilations: of the 3x3 of each block, >= 1.
         stride: of the first block's 3x3 and projection, >= 1.
-    Raises: InputError on other shapes or numbers.
+        layout: see `PackedBottlenecks`; by default the one for the device of the weights, on which `bottlenecks` then
+            runs. To name "fragments", which take widths that `fragments_take` says, is to pack for another device.
+    Raises: InputError on other shapes or numbers, or a layout that is not for them.
     """
     check(len(blocks) >= 1, WHERE, "blocks must be at least one, got none")
     numbers = [stride, *dilations]
@@ -93,18 +111,87 @@ def pack_bottlenecks(
     got = f"None for {in_channels} -> {out} channels, stride {stride}"
     check(fits, WHERE, f"projection of block 0 must be a tensor where width or size change, got {got}")
 
-    matrices = [m for b in blocks for m in (b.w1, *b.w2.flatten(2).unbind(2), b.w3)]
-    matrices += [] if first.projection is None else [first.projection]
-    weights = torch.cat([to_panels(m) for m in matrices])
+    layout = default_layout(first.w1, in_channels, mid, out) if layout is None else layout
+    check_choice(layout, tuple(LAYOUTS), WHERE, "layout")
+    fits = layout != "fragments" or fragments_take(first.w1.dtype, in_channels, mid, out)
+    got = f"'fragments' for {first.w1.dtype}, {in_channels} -> {mid} -> {out} channels"
+    check(fits, WHERE, f"layout must be 'panels' or 'rows' for these weights, got {got}")
+
+    matrices = {("w1", i): b.w1 for i, b in enumerate(blocks)} | {("w3", i): b.w3 for i, b in enumerate(blocks)}
+    matrices |= {(tap, i): b.w2[:, :, tap // 3, tap % 3] for i, b in enumerate(blocks) for tap in range(9)}
+    matrices |= {} if first.projection is None else {("projection", 0): first.projection}
+    slices = _slices(layout, in_channels, mid, out, first.projection is not None, len(blocks))
+    weights = torch.cat([LAYOUTS[layout][0](matrices[name][rows, cols]) for name, rows, cols in slices])
+    # In another shape than panels, so that no state dict of theirs is taken for one of these.
+    weights = weights.view(-1, 8) if layout == "fragments" else weights
     biases = torch.cat([bias for b in blocks for bias in (b.b1, b.b2, b.b3)])
-    biases = biases.float() if biases.dtype == torch.bfloat16 else biases
+    biases = biases.float() if biases.dtype == torch.bfloat16 or layout == "fragments" else biases
     winograd = weights.new_empty(0)
-    if weights.dtype == torch.float32:
+    if weights.dtype == torch.float32 and layout == "panels":
         winograd = torch.cat([winograd_panels(b.w2, 4) for b in blocks])
     return PackedBottlenecks(
         weights.detach(), biases.detach(), winograd.detach(),
-        in_channels, mid, out, first.projection is not None, stride, tuple(dilations),
+        in_channels, mid, out, first.projection is not None, stride, tuple(dilations), layout,
     )  # fmt: skip
+
+
+def fragments_take(dtype: torch.dtype, in_channels: int, mid: int, out: int) -> bool:
+    """Are there CUDA kernels for these weights?"""
+    return dtype in CUDA_DTYPES and mid in CUDA_MIDS and in_channels % FRAGMENT == out % FRAGMENT == 0
+
+
+def default_layout(weights: Tensor, in_channels: int, mid: int, out: int) -> str:
+    """The layout that `bottlenecks` wants on the device of these weights, of their dtype."""
+    if not weights.is_cuda:
+        return "panels"
+    fits = _tensor_cores(weights) and fragments_take(weights.dtype, in_channels, mid, out)
+    return "fragments" if fits else "rows"
+
+
+def _tensor_cores(weights: Tensor) -> bool:
+    """Do kernels of ours run on the card of these weights, and does it multiply bfloat16?"""
+    return _ext.usable(weights, cuda=True) and torch.cuda.get_device_capability(weights.device) >= (8, 0)
+
+
+def _slices(
+    layout: str, in_channels: int, mid: int, out: int, project: bool, blocks: int
+) -> Iterator[tuple[tuple[str | int, int], slice, slice]]:
+    """What lies one after the other in packed weights: a matrix by (name, block), and its rows and columns.
+
+    "fragments": w1 of block 0; of each block the taps, then, of each 32 outputs, the projection, w3, and the columns of
+    the next block's w1 that read them. Other layouts: whole matrices, as `PackedBottlenecks` says.
+    """
+    every = slice(None)
+    if layout == "fragments":
+        yield ("w1", 0), every, every
+    for block in range(blocks):
+        if layout != "fragments":
+            yield ("w1", block), every, every
+        for tap in range(9):
+            yield (tap, block), every, every
+        for part in [slice(i, i + 32) for i in range(0, out, 32)] if layout == "fragments" else [every]:
+            if layout == "fragments" and project and block == 0:
+                yield ("projection", 0), part, every
+            yield ("w3", block), part, every
+            if layout == "fragments" and block + 1 < blocks:
+                yield ("w1", block + 1), every, part
+    if layout != "fragments" and project:
+        yield ("projection", 0), every, every
+
+
+def _matrices(
+    weights: Tensor, layout: str, in_channels: int, mid: int, out: int, project: bool, blocks: int
+) -> dict[tuple[str | int, int], Tensor]:
+    """What was packed, by (name, block)."""
+    weights, begin = weights.flatten(), 0
+    parts: dict[tuple[str | int, int], list[Tensor]] = {}
+    for name, rows, cols in _slices(layout, in_channels, mid, out, project, blocks):
+        ins = {"projection": in_channels, "w1": out if name[1] else in_channels}.get(name[0], mid)
+        shape = (len(range(out if name[0] in ("w3", "projection") else mid)[rows]), len(range(ins)[cols]))
+        end = begin + shape[0] * shape[1]
+        parts.setdefault(name, []).append(LAYOUTS[layout][1](weights[begin:end], *shape))
+        begin = end
+    return {name: torch.cat(part, 1 if name[0] == "w1" else 0) for name, part in parts.items()}
 
 
 def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
@@ -118,19 +205,26 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     Args:
         x: (N, in, H, W), N >= 0, H, W >= 1, of the dtype of the packed weights. channels_last is read as it is, other
             formats are copied. On the CPU float32 runs the kernel, and bfloat16 where the processor multiplies it
-            (instruction sets avx512bf16 and amx); all else runs the reference, and so does an x that requires a
+            (instruction sets avx512bf16 and amx); on CUDA, from compute capability 8.0 on, bfloat16 and float16 of mid
+            width 32, 64 or 128 and in and out widths that are multiples of 32, as far as a block's shared memory holds
+            the weights of a step. All else runs the reference, float32 on CUDA too, and so does an x that requires a
             gradient.
-        packed: weights by `pack_bottlenecks`.
+        packed: weights by `pack_bottlenecks`, for this device.
 
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last; differentiable in x.
-    Raises: InputError on a wrong shape, dtype or device.
-    Cost: N H W mid (in + 9 mid + out) multiplications for a block of stride 1, less what lies in padding and what
-        Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for six blocks. An infinity or NaN in x may spread
-        as NaN over the 4x4 pixels of its neighbours.
+    Raises: InputError on a wrong shape, dtype or device, or weights that were packed for another device.
+    Cost: N H W mid (in + 9 mid + out) multiplications for a block of stride 1, less what lies in padding and what, on
+        the CPU, Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for six blocks. An infinity or NaN in x
+        may spread as NaN over the 4x4 pixels of its neighbours.
     """
     x = _checked(x, packed)
+    fits = (packed.layout == "panels") == x.is_cpu or not (x.is_cpu or x.is_cuda)
+    wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"
+    got = f"{packed.layout!r}: pack them for this device"
+    check(fits, WHERE, f"layout of weights on {x.device.type} must be {wanted}, got {got}")
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    if _ext.usable(x) and x.dtype in (torch.float32, torch.bfloat16) and not wants_grad:
+    kernel = packed.layout == "fragments" if x.is_cuda else _ext.usable(x) and x.dtype in CPU_DTYPES
+    if kernel and not wants_grad:
         return torch.ops.hrpose.bottlenecks(x, *packed)
     return _reference(x, *packed)
 
@@ -152,36 +246,31 @@ def _checked(x: Tensor, packed: PackedBottlenecks) -> Tensor:
 
 def _reference(
     x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
-    project: bool, stride: int, dilations: Sequence[int],
+    project: bool, stride: int, dilations: Sequence[int], layout: str,
 ) -> Tensor:  # fmt: skip
-    shapes = []
-    for index in range(len(dilations)):
-        shapes += [(mid, out if index else in_channels), *[(mid, mid)] * 9, (out, mid)]
-    shapes += [(out, in_channels)] if project else []
-    flat = weights.split([rows * cols for rows, cols in shapes])
-    matrices = [from_panels(panels, *shape)[:, :, None, None] for panels, shape in zip(flat, shapes, strict=True)]
+    packed = _matrices(weights, layout, in_channels, mid, out, project, len(dilations))
+    matrices = {name: matrix[:, :, None, None] for name, matrix in packed.items()}
     offsets = iter(biases.to(x.dtype).split([mid, mid, out] * len(dilations)))
     for index, dilation in enumerate(dilations):
-        w1, *taps, w3 = matrices[11 * index : 11 * index + 11]
         step = 1 if index else stride
-        w2 = torch.cat(taps, 2).unflatten(2, (3, 3)).squeeze(4)
-        y = F.relu(F.conv2d(x, w1, next(offsets)))
+        w2 = torch.cat([matrices[tap, index] for tap in range(9)], 2).unflatten(2, (3, 3)).squeeze(4)
+        y = F.relu(F.conv2d(x, matrices["w1", index], next(offsets)))
         y = F.relu(F.conv2d(y, w2, next(offsets), step, dilation, dilation))
-        shortcut = F.conv2d(x, matrices[-1], stride=stride) if project and index == 0 else x
-        x = F.relu(F.conv2d(y, w3, next(offsets)) + shortcut)
+        shortcut = F.conv2d(x, matrices["projection", 0], stride=stride) if project and index == 0 else x
+        x = F.relu(F.conv2d(y, matrices["w3", index], next(offsets)) + shortcut)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def _bottlenecks_cpu(
     x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
-    project: bool, stride: int, dilations: Sequence[int],
+    project: bool, stride: int, dilations: Sequence[int], layout: str,
 ) -> Tensor:  # fmt: skip
     bf16 = x.dtype == torch.bfloat16
-    if not _ext.usable(x) or (bf16 and not _ext.kernels().bf16()):
-        return _reference(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations)
+    if layout != "panels" or not _ext.usable(x) or (bf16 and not _ext.kernels().bf16()):
+        return _reference(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
     n, _, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
-    result = _bottlenecks_fake(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations)
+    result = _bottlenecks_fake(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
     if not result.numel():
         return result
     products = x.numel() // in_channels * mid * (in_channels + 9 * mid + out) * len(dilations)
@@ -195,8 +284,37 @@ def _bottlenecks_cpu(
     return result
 
 
+def _bottlenecks_cuda(
+    x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
+    project: bool, stride: int, dilations: Sequence[int], layout: str,
+) -> Tensor:  # fmt: skip
+    n, _, h, w = x.shape
+    arguments = (weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
+    result = _bottlenecks_fake(x, *arguments)
+    if not result.numel():
+        return result
+    if layout != "fragments" or not _tensor_cores(x):
+        return _reference(x, *arguments)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x, weights, biases = (_aligned(t) for t in (x, weights.contiguous(), biases.contiguous()))
+    sizes = (n, h, w, in_channels, mid, out, stride, project, _ext.CUDA_TYPES[x.dtype])
+    with _ext.current_stream(x) as stream:
+        room = _ext.native().bottlenecks_workspace_cuda(list(dilations), *sizes)
+        if room < 0:
+            return _reference(x, *arguments)
+        workspace = torch.empty(room, dtype=torch.uint8, device=x.device)
+        addresses = [t.data_ptr() for t in (x, result, weights, biases, workspace)]
+        _ext.native().bottlenecks_fwd_cuda(*addresses, list(dilations), *sizes, stream)
+    return result
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """At a multiple of 16 bytes, as all memory that torch allocates is, but not every view of it."""
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
 def _bottlenecks_fake(
-    x: Tensor, weights, biases, winograd, in_channels, mid, out: int, project, stride: int, dilations
+    x: Tensor, weights, biases, winograd, in_channels, mid, out: int, project, stride: int, dilations, layout
 ) -> Tensor:
     h, w = (1 + (size - 1) // stride for size in x.shape[2:])
     return x.new_empty((x.shape[0], h, w, out)).permute(0, 3, 1, 2)
@@ -204,7 +322,8 @@ def _bottlenecks_fake(
 
 _ext.library.define(
     "bottlenecks(Tensor x, Tensor weights, Tensor biases, Tensor winograd, int in_channels, int mid, int out,"
-    " bool project, int stride, int[] dilations) -> Tensor"
+    " bool project, int stride, int[] dilations, str layout) -> Tensor"
 )
 _ext.library.impl("bottlenecks", _bottlenecks_cpu, "CPU")
+_ext.library.impl("bottlenecks", _bottlenecks_cuda, "CUDA")
 torch.library.register_fake("hrpose::bottlenecks", _bottlenecks_fake, lib=_ext.library)

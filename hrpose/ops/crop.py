@@ -44,13 +44,14 @@ def crop(
 
     Returns: (N, 3, height, width) float32 on the device of the image.
     Raises: InputError on a wrong shape, dtype, device, size, mode or normalisation, and on a transform that is not
-        finite or not invertible, naming its index.
-    Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops.
+        finite or not invertible, naming its index. On CUDA the latter waits for the result; while a CUDA graph is being
+        captured it cannot, and such a crop is NaN.
+    Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops, in a kernel on CPUs and CUDA.
     """
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
     run = _reference
-    if _ext.usable(image, transforms):
-        run = _crop_cpu if _ext.unobserved(image, transforms) else torch.ops.hrpose.crop
+    if _ext.usable(image, transforms, cuda=True):
+        run = _launch if _ext.unobserved(image, transforms) else torch.ops.hrpose.crop
     return run(image, transforms, width, height, mode == "opencv4", scale, bias)
 
 
@@ -62,7 +63,7 @@ def crop_reference(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Tensor:
-    """`crop` in plain PyTorch, on any device with float64; equal to the kernel bit for bit."""
+    """`crop` in plain PyTorch, on any device with float64; equal to the kernels bit for bit."""
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
     return _reference(image, transforms, width, height, mode == "opencv4", scale, bias)
 
@@ -201,20 +202,35 @@ def _refuse(transforms: Tensor, index: int) -> None:
     raise InputError(f"{WHERE}: transforms[{index}] must be finite and invertible, got {transforms[index].tolist()}")
 
 
-def _crop_cpu(
+def _crop(
     image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
 ) -> Tensor:
-    if not _ext.usable(image, transforms):  # an exported graph, run where there is no native module
-        return _reference(image, transforms, width, height, opencv4, scale, bias)
+    # An exported graph may run where there is no kernel.
+    run = _launch if _ext.usable(image, transforms, cuda=True) else _reference
+    return run(image, transforms, width, height, opencv4, scale, bias)
+
+
+def _launch(
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
+) -> Tensor:
     image, transforms = image.contiguous(), transforms.double().contiguous()
-    out, inverses = _crop_fake(image, transforms, width, height, opencv4, scale, bias), torch.empty_like(transforms)
-    (image_h, image_w), n = image.shape[:2], transforms.shape[0]
-    threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
-    addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
-    normalise = (*scale, *bias)
-    bad = _ext.kernels().crop_fwd(*addresses, image_h, image_w, n, height, width, *normalise, opencv4, threads)
-    if bad >= 0:
-        _refuse(transforms, bad)
+    out, n = _crop_fake(image, transforms, width, height, opencv4, scale, bias), transforms.shape[0]
+    sizes, normalise = (*image.shape[:2], n, height, width), (*scale, *bias)
+    if image.is_cpu:
+        inverses = torch.empty_like(transforms)
+        addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
+        threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
+        first_bad = _ext.kernels().crop_fwd(*addresses, *sizes, *normalise, opencv4, threads)
+        if first_bad >= 0:
+            _refuse(transforms, first_bad)
+        return out
+    bad = image.new_empty(n, dtype=torch.bool)
+    addresses = [t.data_ptr() for t in (image, transforms, out, bad)]
+    with _ext.current_stream(image) as stream:
+        _ext.kernels().crop_fwd_cuda(*addresses, *sizes, *normalise, opencv4, stream)
+        capturing = torch.cuda.is_current_stream_capturing()
+    if not capturing and True in (flags := bad.tolist()):
+        _refuse(transforms, flags.index(True))
     return out
 
 
@@ -230,5 +246,5 @@ torch.library.register_fake(
 _ext.library.define(
     "crop(Tensor image, Tensor transforms, int width, int height, bool opencv4, float[] scale, float[] bias) -> Tensor"
 )
-_ext.library.impl("crop", _crop_cpu, "CPU")
+_ext.implement("crop", _crop)
 torch.library.register_fake("hrpose::crop", _crop_fake, lib=_ext.library)

@@ -12,8 +12,11 @@ from hrpose.ops import _ext
 WHERE = "decode"
 # Below this many heatmap values (64 images of 17 x 64 x 48) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 64 * 17 * 64 * 48
-MAX_MAP = 1 << 30  # the kernel counts the values of a map in int32
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAX_MAP = 1 << 30  # the kernels count the values of a map in int32
+MAX_MAPS = 1 << 30  # blocks of a CUDA grid
+MAX_JOINTS = 256  # kMaxJoints in csrc/cuda/kernels.h
+HALVES = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, *HALVES)
 
 
 def decode(
@@ -32,8 +35,8 @@ def decode(
         keypoint   = transforms[n] @ (px, py, 1)
 
     Args:
-        heatmaps: (N, K, H, W) floating point, N >= 0, others >= 1. float32 is decoded by the kernel; float16 and
-            bfloat16 are converted to it first; float64 runs the reference in float64.
+        heatmaps: (N, K, H, W) floating point, N >= 0, others >= 1. float32 is decoded by a kernel on CPUs and CUDA, so
+            are float16 and bfloat16, as what they are in float32; float64 runs the reference in float64.
         flipped: the same shape and dtype: maps of the mirrored input as the network emitted them, neither mirrored back
             nor with joints swapped.
         flip_pairs: (left, right) joint indices that trade places in the mirror; required with `flipped` ([] for none),
@@ -52,7 +55,7 @@ def decode(
     """
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
     run = _reference
-    if _ext.usable(heatmaps, dtype=torch.float32):
+    if _has_kernel(heatmaps):
         run = _launch if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
     return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
 
@@ -65,7 +68,7 @@ def decode_reference(
     refine: str = "quarter",
     transforms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`decode` in plain PyTorch, on any device; equal to the kernel bit for bit."""
+    """`decode` in plain PyTorch, on any device; equal to the kernels bit for bit."""
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
     return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
 
@@ -77,7 +80,7 @@ def _checked(
     refine: str,
     transforms: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Sequence[int], Tensor | None]:
-    """Arguments as the kernel and the reference want them: detached, float32 or float64, pairs as a permutation."""
+    """Arguments as the kernels and the reference want them: detached, pairs as a permutation."""
     heatmaps = _detached(heatmaps, "heatmaps")
     if heatmaps.dtype not in DTYPES:
         raise InputError(f"{WHERE}: heatmaps must be floating point, got {heatmaps.dtype}")
@@ -113,9 +116,15 @@ def _checked(
                 f"{WHERE}: transforms must be float32 or float64 on {heatmaps.device}, "
                 f"got {transforms.dtype} on {transforms.device}"
             )
-    if heatmaps.dtype in (torch.float16, torch.bfloat16):
-        heatmaps, flipped = heatmaps.float(), None if flipped is None else flipped.float()
     return heatmaps, flipped, perm, transforms
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in HALVES else tensor
+
+
+def _has_kernel(heatmaps: Tensor) -> bool:
+    return heatmaps.dtype != torch.float64 and _ext.usable(heatmaps, cuda=True)
 
 
 def _detached(value: object, name: str, like: Tensor | None = None) -> Tensor:
@@ -163,6 +172,7 @@ def _int32(perm: tuple[int, ...]) -> Tensor:
 def _reference(
     heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    heatmaps, flipped = _wide(heatmaps), _wide(flipped)
     n, k, h, w = heatmaps.shape
     if flipped is not None:
         mirrored = flipped[:, list(perm)].flip(3)
@@ -193,32 +203,43 @@ def _quarter_step(low: Tensor, high: Tensor) -> Tensor:
     return (0.25 * ((high > low).double() - (high < low).double())).squeeze(2)
 
 
-def _decode_cpu(
+def _decode(
     heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if not _ext.usable(heatmaps, flipped, dtype=torch.float32):  # an exported graph run without the native module
-        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
-    return _launch(heatmaps, flipped, perm, shift, quarter, transforms)
+    # An exported graph may run where there is no kernel.
+    run = _launch if _has_kernel(heatmaps) else _reference
+    return run(heatmaps, flipped, perm, shift, quarter, transforms)
 
 
 def _launch(
     heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     n, k, h, w = heatmaps.shape
-    if h * w > MAX_MAP:
+    if h * w > MAX_MAP or (heatmaps.is_cuda and (n * k > MAX_MAPS or k > MAX_JOINTS)):
         return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
-    mirrors = joints = affines = 0  # null pointers
+    if heatmaps.is_cpu:
+        heatmaps, flipped = _wide(heatmaps), _wide(flipped)
     heatmaps = heatmaps.contiguous()
+    mirrors = affines = 0  # null pointers
     if flipped is not None:
-        flipped, permutation = flipped.contiguous(), _int32(tuple(perm))
-        mirrors, joints = flipped.data_ptr(), permutation.data_ptr()
+        flipped = flipped.contiguous()
+        mirrors = flipped.data_ptr()
     if transforms is not None:
         transforms = transforms.double().contiguous()
         affines = transforms.data_ptr()
-    keypoints, scores = heatmaps.new_empty(n, k, 2), heatmaps.new_empty(n, k)
-    threads = torch.get_num_threads() if n * k * h * w > PARALLEL_ABOVE else 1
-    addresses = (heatmaps.data_ptr(), mirrors, joints, affines, keypoints.data_ptr(), scores.data_ptr())
-    _ext.kernels().decode_fwd(*addresses, n, k, h, w, shift, quarter, threads)
+    keypoints, scores = _decode_fake(heatmaps, flipped, perm, shift, quarter, transforms)
+    maps, results = heatmaps.data_ptr(), (keypoints.data_ptr(), scores.data_ptr())
+    if heatmaps.is_cpu:
+        permutation = None if flipped is None else _int32(tuple(perm))
+        joints = 0 if permutation is None else permutation.data_ptr()
+        threads = torch.get_num_threads() if n * k * h * w > PARALLEL_ABOVE else 1
+        _ext.kernels().decode_fwd(maps, mirrors, joints, affines, *results, n, k, h, w, shift, quarter, threads)
+    else:
+        kind = _ext.CUDA_TYPES[heatmaps.dtype]
+        with _ext.current_stream(heatmaps) as stream:
+            _ext.kernels().decode_fwd_cuda(
+                maps, mirrors, list(perm), affines, *results, n, k, h, w, shift, quarter, kind, stream
+            )
     return keypoints, scores
 
 
@@ -231,5 +252,5 @@ _ext.library.define(
     "decode(Tensor heatmaps, Tensor? flipped, int[] perm, bool shift, bool quarter, Tensor? transforms)"
     " -> (Tensor, Tensor)"
 )
-_ext.library.impl("decode", _decode_cpu, "CPU")
+_ext.implement("decode", _decode)
 torch.library.register_fake("hrpose::decode", _decode_fake, lib=_ext.library)

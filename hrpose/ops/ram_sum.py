@@ -11,8 +11,11 @@ from hrpose.ops import _ext
 WHERE = "ram_sum"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TENSOR = "a dense tensor of float32, float64, bfloat16 or float16"
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/ram_sum.inl
+KERNEL_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/ram_sum.inl and csrc/cuda/kernels.h
+CUDA_VALUES = 1 << 30  # the CUDA kernels count in int32
+# On CUDA a block takes so many values of a gradient and sample; more blocks of a sample than this fill every card.
+PART_VALUES, MAX_PARTS = 2048, 512
 # Up to this many output values (two images of 32 x 64 x 48) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 2 * 32 * 64 * 48
 STEP_VALUES = 512  # shorter rows are computed several at once, so that starting costs less than the work
@@ -42,12 +45,12 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         in inputs and weights, twice too; the second derivative runs in plain PyTorch.
     Raises: InputError on a wrong number of inputs, shape, dtype, device or interpolation.
     Cost: reads each input and writes the output once; keeps the output for the gradient, with weights the inputs too.
-        float32 and bfloat16 on a CPU run on the kernel, if M <= 8; everything else, and whatever is being exported, on
-        `ram_sum_reference`.
+        float32 and bfloat16 on a CPU, float16 too on CUDA (maps below 2^30 values) run on a kernel, if M <= 8;
+        everything else, and whatever is being exported, on `ram_sum_reference`.
     """
     tensors, weights, factors = _checked(inputs, weights, interpolation)
     bilinear = interpolation == "bilinear"
-    if not _has_kernel(tensors[0], factors) or _needs_plain_ops():
+    if not _has_kernel(tensors[factors.index(1)], factors) or _needs_plain_ops():
         return _reference(tensors, weights, factors, bilinear)
     if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, weights) if t is not None]):
         return _RamSum.apply(weights, factors, bilinear, *tensors)
@@ -57,7 +60,7 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
 def ram_sum_reference(
     inputs: Sequence[Tensor], weights: Tensor | None = None, interpolation: str = "nearest"
 ) -> Tensor:
-    """`ram_sum` in plain PyTorch, on any device. The kernel equals it bit for bit in float32 with "nearest"."""
+    """`ram_sum` in plain PyTorch, on any device. The kernels equal it bit for bit in float32 with "nearest"."""
     tensors, weights, factors = _checked(inputs, weights, interpolation)
     return _reference(tensors, weights, factors, interpolation == "bilinear")
 
@@ -135,8 +138,10 @@ def _needs_plain_ops() -> bool:
     )
 
 
-def _has_kernel(x: Tensor, factors: Sequence[int]) -> bool:
-    return x.dtype in KERNEL_DTYPES and len(factors) <= KERNEL_TERMS and _ext.usable(x)
+def _has_kernel(full: Tensor, factors: Sequence[int]) -> bool:
+    if len(factors) > KERNEL_TERMS or not _ext.usable(full, cuda=True):
+        return False
+    return full.dtype in KERNEL_DTYPES[full.device.type] and (full.is_cpu or full.numel() < CUDA_VALUES)
 
 
 def _reference(inputs: Sequence[Tensor], weights: Tensor | None, factors: Sequence[int], bilinear: bool) -> Tensor:
@@ -185,14 +190,25 @@ def _adjoint(g: Tensor, factor: int, bilinear: bool) -> Tensor:
     return torch.ops.aten.upsample_bilinear2d_backward(g, [height, width], [n, c, h, w], False)
 
 
-def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
-    form = _memory_format(inputs[factors.index(1)])
-    if not _has_kernel(inputs[0], factors):  # a graph of torch.compile, run without the native module
+def _fwd_any(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
+    full = inputs[factors.index(1)]
+    form = _memory_format(full)
+    if not _has_kernel(full, factors):  # a graph of torch.compile, run without the native module
         return _reference(inputs, weights, factors, bilinear).contiguous(memory_format=form)
-    out = torch.empty_like(inputs[factors.index(1)], memory_format=form)
+    out = torch.empty_like(full, memory_format=form)
     inputs = [x.contiguous(memory_format=form) for x in inputs]
     weights = None if weights is None else weights.contiguous()
     n, h, w, c, share = _images(out, factors)
+    if out.is_cuda:
+        with _ext.current_stream(out) as stream:
+            _ext.kernels().ram_sum_fwd_cuda(
+                [x.data_ptr() for x in inputs],
+                factors,
+                0 if weights is None else weights.data_ptr(),
+                out.data_ptr(),
+                *(n, h, w, c, share, bilinear, _ext.CUDA_TYPES[out.dtype], stream),
+            )
+        return out
     step = max(1, min(h, MAX_STEP, STEP_VALUES // (w * c)))
     room = w * c * (step + (step + 1) * len(factors))
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
@@ -208,7 +224,7 @@ def _fwd_cpu(inputs: list[Tensor], weights: Tensor | None, factors: list[int], b
     return out
 
 
-def _bwd_cpu(
+def _bwd_any(
     grad: Tensor, out: Tensor, inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool
 ) -> list[Tensor]:
     grads = _bwd_fake(grad, out, inputs, weights, factors, bilinear)
@@ -220,6 +236,23 @@ def _bwd_cpu(
     inputs = [x.contiguous(memory_format=form) for x in inputs]
     weights = None if weights is None else weights.contiguous()
     n, h, w, c, share = _images(out, factors)
+    if out.is_cuda:
+        parts = max(1, min(MAX_PARTS, share * h * w * c // PART_VALUES))
+        products = torch.empty((n // share, len(factors), parts), dtype=torch.float32, device=out.device)
+        with _ext.current_stream(out) as stream:
+            _ext.kernels().ram_sum_bwd_cuda(
+                grad.data_ptr(),
+                out.data_ptr(),
+                [x.data_ptr() for x in inputs],
+                factors,
+                0 if weights is None else weights.data_ptr(),
+                [g.data_ptr() for g in grads[: len(factors)]],
+                products.data_ptr(),
+                *(parts, n, h, w, c, share, bilinear, _ext.CUDA_TYPES[out.dtype], stream),
+            )
+        if weights is not None:
+            grads[-1].copy_(products.sum(2, dtype=torch.float64))
+        return grads
     room = w * c * (h + 2) + sum([h // f * (w // f) * c for f in factors if f > 1])
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
     workspace = torch.empty(threads * room)
@@ -248,7 +281,7 @@ def _images(out: Tensor, factors: list[int]) -> tuple[int, int, int, int, int]:
     """What the kernel takes for images: how many, their h, w and c, and how many of them make one sample."""
     n, c, h, w = out.shape
     if max(factors) == 1:  # pixels have no neighbours: any shape will do, here one with long rows
-        return n, c, h * w, 1, 1
+        return (n, 1, 1, c * h * w, 1) if out.is_cuda else (n, c, h * w, 1, 1)
     return (n * c, h, w, 1, c) if out.is_contiguous() else (n, h, w, c, 1)
 
 
@@ -292,11 +325,11 @@ class _RamSum(torch.autograd.Function):
 
 
 _ext.library.define("ram_sum_fwd(Tensor[] inputs, Tensor? weights, int[] factors, bool bilinear) -> Tensor")
-_ext.library.impl("ram_sum_fwd", _fwd_cpu, "CPU")
+_ext.implement("ram_sum_fwd", _fwd_any)
 torch.library.register_fake("hrpose::ram_sum_fwd", _fwd_fake, lib=_ext.library)
 _ext.library.define(
     "ram_sum_bwd(Tensor grad, Tensor out, Tensor[] inputs, Tensor? weights, int[] factors, bool bilinear) -> Tensor[]"
 )
-_ext.library.impl("ram_sum_bwd", _bwd_cpu, "CPU")
+_ext.implement("ram_sum_bwd", _bwd_any)
 torch.library.register_fake("hrpose::ram_sum_bwd", _bwd_fake, lib=_ext.library)
 _fwd, _bwd = torch.ops.hrpose.ram_sum_fwd.default, torch.ops.hrpose.ram_sum_bwd.default

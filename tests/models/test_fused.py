@@ -8,6 +8,7 @@ from hrpose import create_model
 from hrpose.errors import InputError
 from hrpose.models.blocks import BasicBlock, Bottleneck
 from hrpose.models.fused import FusedBottlenecks, fold
+from hrpose.ops import BottleneckWeights, pack_bottlenecks
 
 
 @pytest.fixture
@@ -65,6 +66,21 @@ def test_it_is_a_module(blocks, tmp_path):
     exported = torch.export.export(fused, (x,), dynamic_shapes=[{0: batch}]).module()
     assert close(exported(torch.cat((x, x))), torch.cat((want, want)))
     assert fused.to("meta")(x.to("meta")).shape == want.shape
+
+
+def test_a_state_dict_of_another_layout_is_refused():
+    chain = nn.Sequential(Bottleneck(64, 32, 64)).bfloat16().eval()
+    fused = FusedBottlenecks.from_blocks(chain)
+    (weights,), dilations = [BottleneckWeights(*map(as_bfloat16, w)) for w in fold(chain)], [1]
+    other = FusedBottlenecks(pack_bottlenecks([weights], dilations, 1, "fragments"))
+    with pytest.raises(RuntimeError, match="size mismatch for weights"):
+        other.load_state_dict(fused.state_dict())
+    with pytest.raises(InputError, match=r"^bottlenecks: layout of weights on cpu must be 'panels', got 'fragments'"):
+        other(torch.zeros(1, 64, 4, 4, dtype=torch.bfloat16))
+
+
+def as_bfloat16(tensor):
+    return None if tensor is None else tensor.bfloat16()
 
 
 def test_folding_by_hand():

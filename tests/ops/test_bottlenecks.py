@@ -1,6 +1,7 @@
 """The fused bottlenecks against a loop over pixels and float64; its packing, threads, errors and registration."""
 
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -303,6 +304,87 @@ def test_registration_and_compile(rng):
     three = torch.cat((x, x[:1]))
     assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), double(three))
     assert bottlenecks(x[:0], packed).shape == (0, 32, 5, 4)
+
+
+# The layouts for a GPU: (in, mid, out), stride. What reads fragments is tested in tests/cuda_emulation.
+WIDE = [((64, 32, 64), 1), ((96, 64, 160), 1), ((32, 128, 64), 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("widths", "stride"), WIDE, ids=str)
+def test_layouts_hold_the_same_weights(rng, dtype, widths, stride):
+    project = widths[0] != widths[2] or stride != 1
+    blocks = cast(random_blocks(rng, *widths, 3, project), dtype)
+    x = random_maps(rng, 1, widths[0], 5, 4).to(dtype)
+    packed = {layout: pack_bottlenecks(blocks, (1, 2, 3), stride, layout) for layout in ("panels", "fragments", "rows")}
+    want = bottlenecks_reference(x, packed["panels"])
+    for layout, chain in packed.items():
+        assert chain.layout == layout and chain.weights.numel() == packed["panels"].weights.numel()
+        assert torch.equal(bottlenecks_reference(x, chain), want)
+    assert packed["fragments"].biases.dtype == torch.float32
+    rows = [matrix.flatten() for b in blocks for matrix in (b.w1, *b.w2.flatten(2).unbind(2), b.w3)]
+    rows += [blocks[0].projection.flatten()] if project else []
+    assert torch.equal(packed["rows"].weights, torch.cat(rows))
+
+
+def test_fragments_lie_as_documented(rng):
+    """Value by value: the head, a tap, then W3 with the columns of the next W1 that read its outputs."""
+    mid, out = 64, 96
+    blocks = cast(random_blocks(rng, out, mid, out, 2), torch.float16)
+    values = pack_bottlenecks(blocks, (1, 2), 1, "fragments").weights.flatten().tolist()
+
+    def place(output, within, outputs):
+        """Where weight (output, input) lies in a matrix of `outputs` rows; the inverse of what `to_fragments` says."""
+        j, i, k = output % 32 // 8, output % 8 // 2, output % 2
+        group, t, element = within // 32, within % 32 // 8, within % 8
+        return (((group * (outputs // 32) + output // 32) * 4 + i) * 32 + 4 * (2 * j + k) + t) * 8 + element
+
+    tap = mid * out + 5 * mid * mid
+    up = mid * out + 9 * mid * mid + 2 * 64 * mid  # of outputs 64 to 95 of W3
+    for _ in range(200):
+        o, i, c = int(rng.integers(mid)), int(rng.integers(mid)), int(rng.integers(out))
+        assert values[place(o, c, mid)] == float(blocks[0].w1[o, c])
+        assert values[tap + place(o, i, mid)] == float(blocks[0].w2[o, i, 1, 2])
+        assert values[up + place(c % 32, i, 32)] == float(blocks[0].w3[64 + c % 32, i])
+        assert values[up + 32 * mid + place(o, c % 32, mid)] == float(blocks[1].w1[o, 64 + c % 32])
+
+
+def test_layouts_are_for_their_device(rng):
+    blocks, x = cast(random_blocks(rng, 32, 32, 32, 1), torch.bfloat16), random_maps(rng, 1, 32, 4, 4).bfloat16()
+    message = "layout of weights on cpu must be 'panels', got '{}': pack them for this device"
+    for layout in ("fragments", "rows"):
+        packed = pack_bottlenecks(blocks, (1,), 1, layout)
+        with pytest.raises(InputError, match=f"^bottlenecks: {message.format(layout)}$"):
+            bottlenecks(x, packed)
+        meta = packed._replace(**{name: getattr(packed, name).to("meta") for name in ("weights", "biases", "winograd")})
+        assert bottlenecks(x.to("meta"), meta).shape == x.shape
+    with pytest.raises(
+        InputError, match=r"^bottlenecks: layout must be 'panels' or 'fragments' or 'rows', got 'tiles'"
+    ):
+        pack_bottlenecks(blocks, (1,), 1, "tiles")
+    wrong = [cast(random_blocks(rng, 32, 32, 32, 1)), cast(random_blocks(rng, 32, 48, 32, 1), torch.bfloat16)]
+    wrong += [cast(random_blocks(rng, 16, 32, 16, 1), torch.bfloat16)]
+    for chain in wrong:
+        with pytest.raises(
+            InputError, match=r"layout must be 'panels' or 'rows' for these weights, got 'fragments' for"
+        ):
+            pack_bottlenecks(chain, (1,), 1, "fragments")
+
+
+def test_which_layout_a_card_gets(monkeypatch):
+    """Fragments where kernels of ours run and the card multiplies bfloat16; a stand-in says that there is one."""
+    card = types.SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.bfloat16)
+    module = sys.modules[bottlenecks.__module__]
+    for usable, capability, want in ((True, (8, 0), "fragments"), (True, (7, 5), "rows"), (False, (9, 0), "rows")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+        monkeypatch.setattr(_ext, "usable", lambda *tensors, answer=usable, cuda: answer)
+        assert module.default_layout(card, 64, 64, 256) == want
+    monkeypatch.setattr(_ext, "usable", lambda *tensors, cuda: True)
+    for widths in ((64, 48, 256), (80, 64, 256), (64, 64, 80), (64, 256, 1024)):
+        assert module.default_layout(card, *widths) == "rows"
+    card.dtype = torch.float32
+    assert module.default_layout(card, 64, 64, 256) == "rows"
+    assert module.default_layout(torch.zeros(1), 64, 64, 256) == "panels"
 
 
 def test_other_devices_and_dtypes_take_the_reference(rng):

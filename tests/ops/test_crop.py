@@ -134,6 +134,18 @@ def test_opencv4_equals_opencv(isa, data_root):
         assert np.abs(exact.numpy() - want.astype(np.float32)).mean() < 0.5
 
 
+@pytest.mark.parametrize("mode", ["exact", "opencv4"])
+def test_devices_agree(device, rng, mode):
+    image = torch.from_numpy(rng.integers(0, 256, (97, 61, 3))).to(torch.uint8)
+    for size in ((1, 1), (13, 9), (48, 64)):
+        got = crop(image.to(device), TRANSFORMS.to(device), size, mode, MEAN, STD)
+        assert got.device.type == device
+        assert torch.equal(got.cpu(), crop_reference(image, TRANSFORMS, size, mode, MEAN, STD))
+    singular = torch.cat((EYE, torch.zeros_like(EYE))).to(device)
+    with pytest.raises(InputError, match=r"transforms\[1\] must be finite and invertible"):
+        crop(image.to(device), singular, (8, 8), mode)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing(isa, rng, monkeypatch, threads):
     image = random_image(rng, 60, 80)

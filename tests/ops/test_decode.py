@@ -85,6 +85,19 @@ def test_kernel_equals_reference_and_loop(isa, rng, shape, shift, refine):
                 np.testing.assert_allclose(got[0].numpy(), keypoints, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_devices_agree(device, rng, dtype):
+    for shape in (*SHAPES, (150, 17, 16, 12)):  # on CUDA a block per map, then a warp
+        heatmaps, flipped = random_maps(rng, shape).to(dtype), random_maps(rng, shape).to(dtype)
+        transforms = torch.from_numpy(rng.normal(size=(shape[0], 2, 3)))
+        for tensors in ((heatmaps, None, None), (heatmaps, flipped, None), (heatmaps, flipped, transforms)):
+            maps, other, affine = (None if t is None else t.to(device) for t in tensors)
+            keypoints, scores = decode(maps, other, pairs_for(shape[1]), transforms=affine)
+            assert keypoints.device.type == scores.device.type == device
+            want = decode_reference(heatmaps, tensors[1], pairs_for(shape[1]), transforms=tensors[2])
+            assert_same((keypoints.cpu(), scores.cpu()), want)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_nothing(isa, rng, monkeypatch, threads):
     heatmaps, flipped = random_maps(rng, (5, 17, 16, 12)), random_maps(rng, (5, 17, 16, 12))

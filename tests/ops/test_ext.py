@@ -102,6 +102,56 @@ def test_why_reference():
     )
 
 
+class OnCuda:
+    """What `why_reference` looks at of a tensor."""
+
+    is_cuda, is_cpu, dtype, device = True, False, torch.float32, torch.device("cuda", 0)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("archs", "devices", "reason"),
+    [
+        ("", 1, "the native module was built without CUDA"),
+        ("80;90a", 0, "there is no such CUDA device"),
+        ("80;90a", 1, None),
+        ("90a;100", 1, "the kernels were built for 90a, 100, the card has compute capability 8.9"),
+        ("80", RuntimeError("driver too old"), "CUDA does not answer: driver too old"),
+    ],
+)
+def test_why_not_on_cuda(monkeypatch, archs, devices, reason):
+    class Native:
+        cuda_archs = archs
+
+        def cuda_host(self):
+            if isinstance(devices, Exception):
+                raise devices
+            return {"devices": devices}
+
+    monkeypatch.setattr(_ext, "_native", Native())
+    monkeypatch.setattr(_ext, "_cuda_reasons", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    assert _ext.why_reference(OnCuda(), cuda=True) == reason
+    assert _ext.why_reference(OnCuda()) == "there is a kernel for the CPU only, the tensors are on cuda"
+    if reason is None:
+        assert _ext.why_reference(OnCuda(), dtype=torch.float16, cuda=True).startswith("the kernel takes torch.float16")
+        answer = torch.compile(lambda: _ext._why_not_on(0), fullgraph=True, backend="eager")
+        assert answer() is None
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "fails"),
+    [
+        (["80", "90a"], [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)], [(7, 5)]),
+        (["75", "86", "100"], [(7, 5), (8, 6), (8, 9), (10, 0), (10, 3), (12, 0)], [(7, 0), (8, 0), (9, 0)]),
+        (["90a", "120"], [(9, 0), (12, 0), (12, 1)], [(8, 9), (10, 0)]),
+        (["100f", "120"], [(10, 0), (10, 3), (12, 0)], [(9, 0), (11, 0)]),
+    ],
+)
+def test_has_code(archs, runs, fails):
+    assert [_ext.has_code(archs, *card) for card in (*runs, *fails)] == [True] * len(runs) + [False] * len(fails)
+
+
 def test_report_and_probe():
     report, probe = _ext.report(), _ext.cuda_probe()
     assert set(report) == {"native", "reason", "isa", "isas", "openmp", "cuda", "cuda_archs"}

@@ -144,6 +144,29 @@ def test_gradients_equal_those_of_the_reference(isa, rng, case, layout, dtype):
                 assert_near(a, b, size, 32)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [*UNIT, torch.float16], ids=str)
+def test_devices_agree(device, rng, layout, dtype, mode):
+    """Within eight roundings of the greatest value, in sums of f * f values f times as much."""
+    unit = torch.finfo(dtype).eps / 2
+    for case in CASES:
+        weights = torch.from_numpy(rng.normal(size=(case[0], len(case[4])))).float()
+        there = [x.to(device).requires_grad_() for x in random_inputs(rng, case, layout, dtype)]
+        here = [x.detach().cpu().requires_grad_() for x in there]
+        scales = [weights.to(device, copy=True).requires_grad_(), weights.clone().requires_grad_()]
+        got, want = ram_sum(there, scales[0], mode), ram_sum_reference(here, scales[1], mode)
+        grad = torch.from_numpy(rng.normal(size=want.shape)).to(dtype)
+        got.backward(grad.to(device))
+        want.backward(grad)
+        values = math.sqrt(want[0].numel())
+        pairs = [(got, want, 8), *[(a.grad, b.grad, 8 * f) for a, b, f in zip(there, here, case[4], strict=True)]]
+        for a, b, steps in (*pairs, (scales[0].grad, scales[1].grad, 8 * values)):
+            assert a.device.type == device
+            limit = steps * unit * max(1, b.detach().abs().max().item())
+            torch.testing.assert_close(a.cpu(), b, rtol=0, atol=limit)
+
+
 def test_gradients_by_hand(isa):
     """y = relu(2 a + 3 up(b)) with a = (1, -9; 1, 1), b = 1: open everywhere but at the -9."""
     a = torch.tensor([[[[1.0, -9], [1, 1]]]], requires_grad=True)
@@ -420,7 +443,7 @@ def test_ops_without_the_native_module(rng, monkeypatch):
 
         want = both()
         with monkeypatch.context() as patch:
-            patch.setattr(_ext, "usable", lambda *tensors: False)
+            patch.setattr(_ext, "usable", lambda *tensors, **options: False)
             got = both()
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)

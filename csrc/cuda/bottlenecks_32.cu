@@ -1,0 +1,8 @@
+#include "bottlenecks.h"
+
+namespace hrpose::cuda {
+
+template const char *run_bottlenecks<BFloat16, 32>(const BottlenecksArgs &, const Card &, Stream);
+template const char *run_bottlenecks<Half, 32>(const BottlenecksArgs &, const Card &, Stream);
+
+} // namespace hrpose::cuda

@@ -1,0 +1,300 @@
+"""csrc/cuda/bottlenecks.h, emulated, against float64 with the roundings of the kernel, and against the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hrpose.ops import BottleneckWeights, bottlenecks_reference, pack_bottlenecks
+
+CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+SHIM = """
+using namespace hrpose::cuda;
+extern "C" const char *chain(const void *x, void *out, const void *weights, const float *biases,
+                             const int64_t *dilations, void *workspace, int64_t n, int64_t h, int64_t w, int64_t in,
+                             int64_t mid, int64_t out_channels, int64_t blocks, int64_t stride, int64_t project,
+                             int64_t multiprocessors, int64_t shared_bytes) {
+  const BottlenecksArgs args = {x, out, weights, biases, dilations, workspace, n, h, w, in, mid, out_channels, blocks,
+                                stride, project != 0, Type::bfloat16};
+  const Card card = {int(multiprocessors), int(shared_bytes)};
+  if (!Layout<WIDTH>{args}.fits(card))
+    return "does not fit";
+  return RUN;
+}
+"""
+BOTH_SIZES, SMALL_ONLY = (
+    "run_bottlenecks<TYPE, WIDTH>(args, card, nullptr)",
+    "run_chain<TYPE, WIDTH, 1>({args}, card, nullptr)",
+)
+TYPES = {torch.bfloat16: "BFloat16", torch.float16: "Half"}
+PYRAMID = (32, 16, 8, 4, 2, 1)
+H100, SMALL = 227 << 10, 99 << 10  # bytes of shared memory: with 99 KB the weights of C = 64 pass through the ring
+POSTS = 4096  # values around what is written, more than a row of the planted bugs' maps
+# Rounding to 8 or 11 bits; now and then the order of a float32 sum decides which way, and six blocks carry it on.
+TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def random_blocks(rng, dtype, in_channels, mid, out, count, project):
+    """He's scale, so that values neither grow nor vanish."""
+
+    def draw(*shape):
+        fan = int(np.prod(shape[1:])) if len(shape) > 1 else 100
+        return torch.from_numpy(rng.normal(size=shape) * (2 / fan) ** 0.5).to(dtype)
+
+    blocks = []
+    for index in range(count):
+        ins = out if index else in_channels
+        tensors = [draw(mid, ins), draw(mid), draw(mid, mid, 3, 3), draw(mid), 0.5 * draw(out, mid), draw(out)]
+        blocks.append(BottleneckWeights(*tensors, draw(out, ins) if project and not index else None))
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def kernels(emulate):
+    """kernels(dtype, mid, edits, call) compiles the kernels of one type and width."""
+
+    def kernels(dtype, mid, edits=(), call=BOTH_SIZES):
+        header = (CUDA / "bottlenecks.h").read_text().replace("#pragma once", "")
+        shim = SHIM.replace("RUN", call).replace("TYPE", TYPES[dtype]).replace("WIDTH", str(mid))
+        define = f"run_bottlenecks<{TYPES[dtype]}, {mid}>(const BottlenecksArgs &, const Card &, Stream);"
+        define = f"\nnamespace hrpose::cuda {{\ntemplate const char *{define}\n}}\n" if call == BOTH_SIZES else ""
+        return emulate(header + define, shim, edits)
+
+    return kernels
+
+
+@pytest.fixture
+def run(fenced):
+    """run(kernels, x, packed, ...): (N, in, H, W) -> (N, out, H', W').
+
+    NaNs lie around what is read, and in the workspace and the output; what lies around these two stays as it was.
+    """
+
+    def run(kernels, x, packed, multiprocessors=132, shared_bytes=H100):
+        n, _, h, w = x.shape
+        mid, out, stride, blocks = packed.mid_channels, packed.out_channels, packed.stride, len(packed.dilations)
+        rows, columns = -(-h // stride), -(-w // stride)
+        result = torch.full((2 * POSTS + n * rows * columns * out,), 77, dtype=x.dtype)
+        result[POSTS:-POSTS] = torch.nan
+        pixels = n * h * w + (n * rows * columns if blocks > 1 else 0)
+        workspace = torch.full((2 * POSTS + pixels * mid,), 77, dtype=x.dtype)
+        workspace[POSTS:-POSTS] = torch.nan
+        read = (x.permute(0, 2, 3, 1).contiguous(), packed.weights, packed.biases)
+        maps, weights, biases = (fenced(t, torch.nan) for t in read)
+        sizes = (n, h, w, packed.in_channels, mid, out, blocks, stride, packed.project, multiprocessors, shared_bytes)
+        buffers = (maps, result[POSTS:-POSTS], weights, biases, packed.dilations, workspace[POSTS:-POSTS])
+        kernels("chain", *buffers, *sizes)
+        for buffer in (result, workspace):
+            assert (buffer[:POSTS] == 77).all() and (buffer[-POSTS:] == 77).all()
+        return result[POSTS:-POSTS].view(n, rows, columns, out).permute(0, 3, 1, 2)
+
+    return run
+
+
+def exact(x, blocks, dilations, stride=1, rounded=True):
+    """The equation in float64, rounded where the kernel stores or multiplies again."""
+    cut = (lambda v: v.to(dtype).double()) if rounded else (lambda v: v)
+    x, dtype = x.double(), x.dtype
+    for index, (block, d) in enumerate(zip(blocks, dilations, strict=True)):
+        w1, b1, w2, b2, w3, b3 = (t.double() for t in block[:6])
+        step = 1 if index else stride
+        y = cut(F.relu(F.conv2d(x, w1[:, :, None, None], b1)))
+        z = cut(F.relu(F.conv2d(y, w2, b2, step, d, d)))
+        if block.projection is not None:
+            x = F.conv2d(x, block.projection.double()[:, :, None, None], stride=step)
+        x = cut(F.relu(x + F.conv2d(z, w3[:, :, None, None], b3)))
+    return x
+
+
+def rms(got, want):
+    return float((got.double() - want).norm() / want.norm())
+
+
+def data(rng, dtype, maps, widths, dilations, stride=1):
+    n, h, w = maps
+    project = widths[0] != widths[2] or stride != 1
+    blocks = random_blocks(rng, dtype, *widths, len(dilations), project)
+    x = torch.from_numpy(rng.normal(size=(n, widths[0], h, w))).relu().to(dtype)
+    return x, blocks, pack_bottlenecks(blocks, dilations, stride, "fragments")
+
+
+BF16, HALF = TYPES
+# Type, (N, H, W), (in, mid, out), dilations, stride, multiprocessors, bytes of shared memory.
+CASES = [
+    (BF16, (1, 32, 24), (128, 32, 128), PYRAMID, 1, 132, H100),
+    (BF16, (1, 13, 9), (128, 32, 128), PYRAMID[::-1], 1, 1, H100),  # operands of 32 rows; many tiles for a warp
+    (BF16, (3, 5, 7), (64, 32, 32), (3, 1), 1, 2, H100),  # a projection
+    (BF16, (1, 9, 17), (32, 32, 64), (2,), 2, 3, H100),  # one block alone
+    (BF16, (1, 1, 1), (96, 32, 96), (1, 2), 1, 132, H100),
+    (BF16, (2, 5, 9), (256, 64, 256), (4, 1), 1, 1, H100),
+    (BF16, (1, 9, 6), (64, 64, 128), (1, 2), 3, 132, SMALL),
+    (HALF, (1, 9, 9), (64, 128, 128), (2, 1), 2, 132, SMALL),
+]
+LONG = [
+    (BF16, (3, 32, 24), (256, 64, 256), PYRAMID, 1, 132, H100),
+    (HALF, (1, 32, 24), (256, 64, 256), PYRAMID, 1, 2, SMALL),
+    (HALF, (1, 17, 11), (256, 64, 256), (3, 5, 7, 2, 1, 9), 1, 132, H100),
+    (HALF, (3, 32, 24), (128, 32, 128), PYRAMID, 1, 3, H100),
+    (BF16, (1, 16, 12), (64, 64, 256), (1, 1, 1), 1, 3, H100),
+    (BF16, (1, 24, 18), (256, 128, 512), (1, 1, 1, 1), 2, 3, SMALL),
+    (HALF, (1, 15, 10), (512, 128, 512), (4, 1), 1, 1, H100),
+]
+
+
+@pytest.mark.parametrize("case", CASES + [pytest.param(case, marks=pytest.mark.slow) for case in LONG], ids=str)
+def test_equals_float64(kernels, run, rng, case):
+    dtype, maps, widths, dilations, stride, *card = case
+    x, blocks, packed = data(rng, dtype, maps, widths, dilations, stride)
+    got = run(kernels(dtype, widths[1]), x, packed, *card)
+    assert rms(got, exact(x, blocks, dilations, stride)) < TOLERANCE[dtype]
+    truth = exact(x, blocks, dilations, stride, rounded=False)
+    assert rms(got, truth) < 1.05 * rms(bottlenecks_reference(x, packed), truth) + 0.01 / truth.numel() ** 0.5
+
+
+def test_schedules_change_nothing(kernels, run, rng):
+    """Resident weights and the ring: the threads of a block, and the blocks, in any order; also another split."""
+    x, _, packed = data(rng, BF16, (1, 5, 10), (128, 64, 128), (3, 1))
+    emulated = kernels(BF16, 64)
+    results = []
+    for schedule, multiprocessors in (("forward", 132), ("reverse", 132), ("shuffled", 132), ("shuffled", 1)):
+        emulated.configure(schedule, seed=3)
+        results += [run(emulated, x, packed, multiprocessors, shared_bytes) for shared_bytes in (H100, SMALL)]
+    emulated.configure()
+    assert all(torch.equal(result, results[0]) for result in results) and not results[0].isnan().any()
+
+
+def test_taps_outside_the_map_are_not_read(kernels, run, rng):
+    """With d beyond the map only the centre tap counts: the others may be NaN, and a lone pixel's NaN stays alone."""
+    x, (block,), packed = data(rng, BF16, (2, 6, 5), (32, 32, 32), (6,))
+    w2 = torch.full_like(block.w2, torch.nan)
+    w2[:, :, 1, 1] = block.w2[:, :, 1, 1]
+    poisoned = pack_bottlenecks([block._replace(w2=w2)], [6], 1, "fragments")
+    emulated = kernels(BF16, 32)
+    want = run(emulated, x, packed)
+    assert torch.equal(run(emulated, x, poisoned), want) and not want.isnan().any()
+    x[1, :, 2, 3] = torch.nan
+    assert run(emulated, x, poisoned).isnan().any(1).nonzero().tolist() == [[1, 2, 3]]
+
+
+def test_exact_products(kernels, run):
+    """Identities, one tap of the 3x3, whole numbers: every product is exact, so a misplaced channel shows."""
+    channels = 64
+    zero, eye = torch.zeros(channels, dtype=BF16), torch.eye(channels, dtype=BF16)
+    w2 = torch.zeros(channels, channels, 3, 3, dtype=BF16)
+    w2[:, :, 0, 2] = eye
+    block = BottleneckWeights(eye.roll(1, 0), zero, w2, zero + 1, 3 * eye.roll(2, 1), zero + 2)
+    x = (torch.arange(channels * 6 * 35) % 11).to(BF16).view(1, channels, 6, 35)
+    shifted = torch.zeros_like(x)
+    shifted[:, :, 1:, :-1] = x[:, :, :-1, 1:].roll(1, 1)
+    packed = pack_bottlenecks([block], [1], 1, "fragments")
+    assert torch.equal(run(kernels(BF16, channels), x, packed), x + 3 * (shifted + 1).roll(-2, 1) + 2)
+
+
+def test_infinities_and_nan_are_those_of_the_reference(kernels, run, rng):
+    x, _, packed = data(rng, BF16, (1, 7, 9), (128, 32, 128), (2, 1))
+    x[0, 5, 3, 4], x[0, 7, 0, 0] = torch.inf, torch.nan
+    got, want = run(kernels(BF16, 32), x, packed), bottlenecks_reference(x, packed)
+    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
+
+
+DISPATCH = """
+using namespace hrpose::cuda;
+static const BottlenecksArgs *only_sizes(const int64_t *v, int64_t type) {
+  static BottlenecksArgs args;
+  args = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   v[0],      v[1],
+          v[2],    v[3],    v[4],    v[5],    v[6],    v[7],      v[8] != 0, Type(type)};
+  return &args;
+}
+extern "C" {
+const char *workspace(int64_t *bytes, int64_t capability, int64_t shared_bytes, const int64_t *sizes) {
+  simt::machine.attributes[cudaDevAttrComputeCapabilityMajor] = int(capability);
+  simt::machine.attributes[cudaDevAttrMaxSharedMemoryPerBlockOptin] = int(shared_bytes);
+  return bottlenecks_workspace(*only_sizes(sizes, 1), bytes);
+}
+const char *which(const int64_t *sizes, int64_t type) { return bottlenecks_fwd(*only_sizes(sizes, type), nullptr); }
+}
+"""
+
+
+def test_what_the_launcher_takes(emulate, emulation_error):
+    """csrc/cuda/bottlenecks.cu alone: its kernels are stand-ins that say which they are."""
+    header = (CUDA / "bottlenecks.h").read_text().replace("#pragma once", "").split("// Each width has a file")[0]
+    stand_ins = [
+        f"template <> const char *run_bottlenecks<{kind}, {mid}>(const BottlenecksArgs &, const Card &, Stream) "
+        f'{{ return "{kind} of {mid}"; }}\n'
+        for kind in TYPES.values()
+        for mid in (32, 64, 128)
+    ]
+    source = (CUDA / "bottlenecks.cu").read_text().replace('#include "bottlenecks.h"', "")
+    launcher = emulate("".join([header, *stand_ins, "\n}\n", source]), DISPATCH)
+
+    def workspace(n, h, w, ins, mid, out, blocks=1, stride=1, project=False, capability=9, shared_bytes=H100):
+        answer = torch.zeros(1, dtype=torch.int64)
+        sizes = [n, h, w, ins, mid, out, blocks, stride, project]
+        launcher("workspace", answer, capability, shared_bytes, sizes)
+        return int(answer)
+
+    assert workspace(3, 9, 7, 64, 32, 64) == 3 * 9 * 7 * 32 * 2
+    assert workspace(3, 9, 7, 64, 64, 256, 2, 2, True) == 3 * (9 * 7 + 5 * 4) * 64 * 2
+    assert workspace(1, 1, 1, 256, 128, 512, 4, 2, True, 8, SMALL) > 0
+    assert workspace(1, 1, 1, 64, 64, 256, capability=7) == -1
+    assert workspace(1, 1, 1, 64, 48, 256) == workspace(1, 1, 1, 80, 64, 256) == workspace(1, 1, 1, 64, 64, 80) == -1
+    assert workspace(1, 1, 1, 512, 128, 512, shared_bytes=SMALL) == -1 != workspace(1, 1, 1, 512, 128, 512)
+    # 146 KB of weights for a step, and C = 32 has no ring
+    assert workspace(1, 1, 1, 1024, 32, 1024, 2, shared_bytes=SMALL) == -1 != workspace(1, 1, 1, 1024, 32, 1024, 2)
+    assert workspace(1 << 20, 32, 32, 64, 64, 64) > 0 > workspace((1 << 20) + 1, 32, 32, 64, 64, 64)
+    assert workspace(1, 1 << 12, 1 << 12, 64, 64, 64) > 0 > workspace(1, 1 << 12, (1 << 12) + 1, 64, 64, 64)
+    for type_number, kind in ((1, "BFloat16"), (2, "Half")):
+        for mid in (32, 64, 128):
+            with pytest.raises(emulation_error, match=f"^{kind} of {mid}$"):
+                launcher("which", [1, 1, 1, 64, mid, 64, 1, 1, 0], type_number)
+    with pytest.raises(emulation_error, match=r"^bottlenecks: no kernel for these sizes$"):
+        launcher("which", [1, 1, 1, 64, 96, 64, 1, 1, 0], 1)
+
+
+# Texts of bottlenecks.h and what takes their place.
+MUTANTS = {
+    "one row too many": ("first_row + r * s) < unsigned(p.in_h)", "first_row + r * s) <= unsigned(p.in_h)"),
+    "no barrier after the weights": ("  __syncthreads();\n  // The next kernel's", "  // The next kernel's"),
+}
+LONG_MUTANTS = {
+    "a tap is left out": ("last * s + (k - 1) * d >= 0", "last * s + (k - 1) * d > 0"),
+    "a column too many": ("unsigned(column) < unsigned(p.in_w)", "unsigned(column) <= unsigned(p.in_w)"),
+    "padding is not zero": ("mask[r] = valid ? p.ones : 0;", "mask[r] = p.ones;"),
+    "no copy is waited for": ("    commit_copies();\n    wait_copies<0>();\n  }", "    commit_copies();\n  }"),
+    "y in place": ("last ? nullptr : y[(block + 1) % 2]", "last ? nullptr : y[block % 2]"),
+    "a row beyond the map": ("active && y0 + r < p.h", "active && y0 + r <= p.h"),
+    "rows of an operand change places": ("4 * group + i / 2][i % 2 * 2]", "4 * group + i / 2][2 - i % 2 * 2]"),
+    "another bias": ("next_b1 = b3 + p.out_channels", "next_b1 = b3"),
+    "a shortcut without stride": ("min(x, p.w - 1)) * s * p.in", "min(x, p.w - 1)) * p.in"),
+    "the first inputs of the projection": ("load(i + 1 < in_groups ? i + 1 : 0);", "load(0);"),
+}
+RING_MUTANTS = {
+    "no barrier": ("    __syncthreads(); // this stage", "    // this stage"),
+    "one copy less is waited for": ("wait_copies<S::kSlots - 2>();", "wait_copies<S::kSlots - 1>();"),
+    "a slot is filled too early": ("    __syncthreads(); // this stage", "    issue();\n    // this stage"),
+    "groups are not counted": ("    commit_copies(); // empty", "    if (ahead) commit_copies(); // empty"),
+    "a warp without a tile leaves": ("if (resident && !active)", "if (!active)"),
+}
+SPOILT = [("resident", *edit) for edit in MUTANTS.items()]
+SPOILT += [pytest.param("resident", *edit, marks=pytest.mark.slow) for edit in LONG_MUTANTS.items()]
+SPOILT += [pytest.param("ring", *edit, marks=pytest.mark.slow) for edit in RING_MUTANTS.items()]
+
+
+@pytest.mark.parametrize(("weights", "name", "edit"), SPOILT, ids=lambda v: v if isinstance(v, str) else "")
+def test_planted_bugs_are_seen(kernels, run, rng, emulation_error, weights, name, edit):
+    mid, shared_bytes = (32, H100) if weights == "resident" else (64, 64 << 10)
+    spoilt = kernels(BF16, mid, [edit], SMALL_ONLY)
+    seen = False
+    for stride, maps in ((1, (1, 5, 10)), (2, (1, 6, 9))):
+        x, blocks, packed = data(rng, BF16, maps, (64, mid, 64), (2, 1), stride)
+        for schedule in ("forward", "reverse", "shuffled"):
+            spoilt.configure(schedule)
+            try:
+                error = rms(run(spoilt, x, packed, 1, shared_bytes), exact(x, blocks, (2, 1), stride))
+                seen = seen or not error < TOLERANCE[BF16]
+            except (AssertionError, emulation_error):
+                seen = True
+    assert seen
