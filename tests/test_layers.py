@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "files", "skeleton", "geometry", "image", "ops", "synth"},
     {"models", "cost", "receptive_field", "published", "data", "eval", "checkpoint", "optimize"},
     {"infer", "viz"},
-    {"train"},
+    {"train", "bench"},
     {"cli", "__main__"},
 ]
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
