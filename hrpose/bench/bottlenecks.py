@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hrpose.bench.case import DTYPES, OURS, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.case import DTYPES, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import COMPILE, compiled
 from hrpose.bench.networks import randomise_batch_norms
 from hrpose.bench.plan import Plan
@@ -42,7 +44,7 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
                     "bottlenecks",
                     f"{name}, {n}x{size[0]}x{size[1]}",
                     dtype,
-                    lambda settings, key=(stage, width, n, size, dtype): bottlenecks_case(*key, settings),
+                    partial(bottlenecks_case, stage, width, n, size, dtype),
                     quick=index in QUICK and dtype == dtypes[0] and n == (batches or BATCHES)[0],
                 )
 
@@ -55,14 +57,14 @@ def bottlenecks_case(
         torch.manual_seed(0)
         blocks = DilationPyramidModule(channels) if stage is None else getattr(create_model("dpn1_64"), stage)
         x = torch.randn(n, blocks[0].conv1.in_channels, *size)
-        randomise_batch_norms(blocks, x[:2])
+        randomise_batch_norms(blocks)
     macs = count_cost(_Widened(blocks, x.shape[1]), (size[1], size[0])).macs
     exact = torch.cat([copy.deepcopy(blocks).double()(part.double()) for part in x.split(1)])
     case = Case(exact, LIMITS[dtype], flops=2 * n * macs)
     blocks, x = blocks.to(settings.device), x.to(settings.device, DTYPES[dtype])
     x = x.to(memory_format=torch.channels_last)
     fused = FusedBottlenecks.from_blocks(blocks, DTYPES[dtype])
-    case.enter("hrpose", OURS, lambda: fused(x))
+    enter_ours(case, "hrpose", lambda: fused(x), settings.device)
     folded = copy.deepcopy(blocks)
     fold_batch_norms(folded)
     folded = folded.to(DTYPES[dtype]).to(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrpose import geometry, ops
-from hrpose.bench.case import LIBRARY, OURS, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.case import LIBRARY, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import COMPILE, compiled
 from hrpose.bench.plan import Plan
 from hrpose.data.dataset import MEAN, STD
@@ -38,7 +40,7 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
                     "crop",
                     shape,
                     "fp32",
-                    lambda settings, n=n, size=size, mode=mode: crop_case(n, size, mode, settings),
+                    partial(crop_case, n, size, mode),
                     quick,
                 )
 
@@ -62,7 +64,7 @@ def crop_case(n: int, image_size: tuple[int, int], mode: str, settings: Settings
     _, extents = geometry.box_regions(boxes, SIZE)
     read = 3 * min(float(extents.prod(1).sum()), image.numel() / 3)
     case = Case(run(ops.crop_reference), LIMIT, nbytes=read + n * 3 * SIZE[0] * SIZE[1] * 4)
-    case.enter("hrpose", OURS, lambda: run(ops.crop))
+    enter_ours(case, "hrpose", lambda: run(ops.crop), settings.device)
     fast = compiled(ops.crop_reference, settings.device)
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     pixels_only = 1e-3 if mode == "exact" else ROUNDED  # float32 positions in grid_sample

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hrpose import geometry, ops
-from hrpose.bench.case import LIBRARY, OURS, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.case import LIBRARY, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import COMPILE, compiled
 from hrpose.bench.plan import Plan
 from hrpose.skeleton import COCO17
@@ -24,7 +26,7 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
         return
     for index, n in enumerate(batches or BATCHES):
         shape = f"{n}x{JOINTS}x{HEIGHT}x{WIDTH}, flip"
-        yield Plan("decode", "decode", shape, "fp32", lambda settings, n=n: decode_case(n, settings), quick=index == 0)
+        yield Plan("decode", "decode", shape, "fp32", partial(decode_case, n), quick=index == 0)
 
 
 def decode_case(n: int, settings: Settings) -> Case:
@@ -39,7 +41,7 @@ def decode_case(n: int, settings: Settings) -> Case:
         return op(heatmaps, flipped, COCO17.flip_pairs, transforms=transforms)
 
     case = Case(decode_numpy(*arrays), LIMIT, nbytes=2 * heatmaps.nbytes)
-    case.enter("hrpose", OURS, lambda: run(ops.decode))
+    enter_ours(case, "hrpose", lambda: run(ops.decode), settings.device)
     fast = compiled(ops.decode_reference, settings.device)
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     if settings.device.type == "cpu":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hrpose.bench.case import DTYPES, OURS, REFERENCE, Case, Settings
+from hrpose.bench.case import DTYPES, REFERENCE, Case, Settings
+from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import invite_engines
 from hrpose.bench.plan import Plan
 from hrpose.cost import count_cost
@@ -18,8 +20,8 @@ from hrpose.published.table import default_input
 
 BATCHES = (1, 16)
 QUICK = "dpn4_32"
-# Of the largest value in the output: rounding alone differs by 1e-6 to 1e-5 in float32 and by some percent in bfloat16.
-LIMITS = {"fp32": 1e-4, "bf16": 0.1}
+# Of the largest value in the output: rounding alone differs by 1e-6 in float32 and by 2 % in bfloat16.
+LIMITS = {"fp32": 1e-4, "bf16": 0.05}
 _SEGMENTATION_INPUT = (512, 256)  # a sixteenth of the paper's 2048 x 1024, which takes minutes per image
 
 
@@ -39,7 +41,7 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
                     name,
                     f"{n}x3x{height}x{width}",
                     dtype,
-                    lambda settings, name=name, dtype=dtype, n=n: network_case(name, dtype, n, settings),
+                    partial(network_case, name, dtype, n),
                     quick,
                 )
 
@@ -54,7 +56,7 @@ def network_case(name: str, dtype: str, n: int, settings: Settings) -> Case:
     case = Case(model(images), LIMITS[dtype], flops=flops)
     fast = optimize(copy.deepcopy(model).to(DTYPES[dtype]))
     inputs = images.to(DTYPES[dtype]).to(memory_format=torch.channels_last)
-    case.enter("hrpose.optimize", OURS, lambda: fast(inputs))
+    enter_ours(case, "hrpose.optimize", lambda: fast(inputs), settings.device)
     invite_engines(case, model, images, DTYPES[dtype], settings.threads)
     plain, given = model.to(DTYPES[dtype]), images.to(DTYPES[dtype])
     case.enter("eager", REFERENCE, lambda: plain(given))
@@ -62,23 +64,23 @@ def network_case(name: str, dtype: str, n: int, settings: Settings) -> Case:
 
 
 def trained(name: str) -> nn.Module:
-    """A network in eval mode whose batch norms have weights and statistics as after training: with fresh ones, which
-    are ones and zeros, some layers would do nothing."""
-    width, height = input_size(name)
+    """A network in eval mode whose batch norms have weights and statistics of their own, as after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(name)
-        randomise_batch_norms(model, torch.randn(2, 3, height, width))
+        randomise_batch_norms(model)
     return model
 
 
-@torch.no_grad()
-def randomise_batch_norms(model: nn.Module, images: Tensor) -> None:
-    """Random weights and biases, and the statistics of these images; leaves the model in eval mode."""
-    for module in model.modules():
+def randomise_batch_norms(model: nn.Module) -> None:
+    """Fresh ones are ones and zeros: they leave nothing to fold, and some layers of a network without effect.
+
+    Statistics drawn at random too, not those of images: with these a deep network without training amplifies rounding
+    until bfloat16 means nothing. Leaves the model in eval mode.
+    """
+    for module in model.eval().modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            module.momentum = 1.0
-    model.train()(images)
-    model.eval()
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)

@@ -8,6 +8,7 @@ from hrpose.bench.case import DTYPES
 from hrpose.bench.timing import measure, stopwatch_for
 
 MEMORY_BYTES = 256 * 2**20  # a stream that no core's share of a cache holds
+_MOST_BYTES = 2**30
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices: large enough for PyTorch's best speed, small enough to be quick
 
 
@@ -39,12 +40,12 @@ class Peaks:
 
     def gbs(self, nbytes: float) -> float:
         """GB/s of reading about that many bytes (on CUDA always memory's: small ones would measure the launch)."""
-        steps = max(round(nbytes), 4096) if self.device.type == "cpu" else max(round(nbytes), 4 * MEMORY_BYTES)
-        nbytes = 2 ** (min(steps, 4 * MEMORY_BYTES) - 1).bit_length()  # few sizes, so that most rows share one
-        if nbytes not in self._gbs:
-            values = torch.ones(nbytes // 4, device=self.device)
-            self._gbs[nbytes] = nbytes / self._seconds_of(values.sum) / 1e9
-        return self._gbs[nbytes]
+        least = 4096 if self.device.type == "cpu" else _MOST_BYTES
+        size = 2 ** (min(max(int(nbytes), least), _MOST_BYTES) - 1).bit_length()  # few sizes: most rows share one
+        if size not in self._gbs:
+            values = torch.ones(size // 4, device=self.device)
+            self._gbs[size] = size / self._seconds_of(values.sum) / 1e9
+        return self._gbs[size]
 
     def report(self, dtypes: tuple[str, ...] = ("fp32",)) -> dict[str, float]:
         """For a header: GFLOP/s per dtype, and GB/s of memory."""

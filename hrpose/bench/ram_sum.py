@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hrpose import ops
-from hrpose.bench.case import DTYPES, OURS, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.case import DTYPES, PYTORCH, REFERENCE, Case, Settings
+from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import COMPILE
 from hrpose.bench.plan import Plan
 
@@ -32,7 +34,7 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
                             "ram_sum",
                             f"{n}x{CHANNELS}x{HEIGHT}x{WIDTH} {mode} {layout}{' + grad' * train}",
                             dtype,
-                            lambda settings, key=(n, mode, layout, train, dtype): ram_sum_case(*key, settings),
+                            partial(ram_sum_case, n, mode, layout, train, dtype),
                             quick,
                         )
 
@@ -61,7 +63,7 @@ def ram_sum_case(n: int, mode: str, layout: str, train: bool, dtype: str, settin
     # Backward: the gradient, the output and the inputs are read, the inputs' gradients written.
     nbytes = maps + grad.nbytes + train * (2 * grad.nbytes + 2 * maps)
     case = Case(expected, LIMITS[dtype], nbytes=nbytes)
-    case.enter("hrpose", OURS, lambda: run(ops.ram_sum))
+    enter_ours(case, "hrpose", lambda: run(ops.ram_sum), settings.device)
     fast = torch.compile(composite, dynamic=False)
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     case.enter("reference", REFERENCE, lambda: run(ops.ram_sum_reference))

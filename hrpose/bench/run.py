@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -15,24 +16,25 @@ from hrpose.ops import _ext
 
 
 def run(
-    plans: Sequence[Plan], settings: Settings, peaks: Peaks, report: Callable[[Row], object] = lambda row: None
+    plans: Sequence[Plan],
+    settings: Settings,
+    peaks: Peaks,
+    announce: Callable[[Plan], object] = lambda plan: None,
+    report: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
-    """The rows of these plans, each reported as soon as it is there. Puts torch's number of threads back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
+    """The rows of these plans; each is announced before it is built and reported as soon as it is there."""
     rows = []
-    try:
+    with _settled(settings):
         for plan in plans:
+            announce(plan)
             rows.append(run_one(plan, settings, peaks))
             report(rows[-1])
-    finally:
-        torch.set_num_threads(before)
     return rows
 
 
 @torch.no_grad()
 def run_one(plan: Plan, settings: Settings, peaks: Peaks) -> Row:
-    """One row; it has an error and no times if a contender computes something else than the others."""
+    """One row; it has an error and no times if a contender computes something else than it should."""
     torch._dynamo.reset()  # a graph compiled for the last row's shape would be compiled anew for all shapes
     isa = _ext.isa() if settings.device.type == "cpu" else None
     row = {
@@ -59,3 +61,17 @@ def _times(case: Case, settings: Settings, work: float, peak: float) -> tuple[En
         timings |= measure(calls, settings.seconds, stopwatch=stopwatch) if calls else {}
     rates = {name: work / (timing.median * 1e6) for name, timing in timings.items()}
     return tuple(Entry(c.name, c.kind, timings[c.name], rates[c.name], rates[c.name] / peak) for c in case.contenders)
+
+
+@contextlib.contextmanager
+def _settled(settings: Settings) -> Iterator[None]:
+    """torch with the threads asked for; on CUDA float32 that is float32, and cuDNN's fastest algorithms."""
+    threads, flags = torch.get_num_threads(), torch.backends.cudnn
+    before = flags.allow_tf32, flags.benchmark
+    torch.set_num_threads(settings.threads)
+    flags.allow_tf32, flags.benchmark = False, True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        flags.allow_tf32, flags.benchmark = before
