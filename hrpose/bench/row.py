@@ -134,7 +134,7 @@ def format_row(row: Row) -> str:
 
 
 def format_summary(rows: Sequence[Row]) -> str:
-    """Geometric means per op; "" if nothing was timed."""
+    """Geometric means per group, and what "!" means if there is one; "" without rows."""
     lines = []
     names = {"pytorch": "the best of PyTorch", "best": "the best of everybody", "reference": "the reference"}
     for group in summarise(rows):
@@ -142,6 +142,8 @@ def format_summary(rows: Sequence[Row]) -> str:
         failed = f", {group['failed']} failed" if group["failed"] else ""
         name, ratios = f"{group['group']} {group['dtype']}", ", ".join(parts) or "nothing to compare with"
         lines.append(f"{name:<18}  {ratios} ({group['rows']} rows{failed})")
+    if any(entry.timing.disturbed for row in rows for entry in row.entries):
+        lines.append("! other processes took the core so often that disturbed samples count: better repeat")
     return "\n".join(["times as fast as, geometric mean over the rows:", *lines]) if lines else ""
 
 

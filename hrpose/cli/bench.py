@@ -16,17 +16,20 @@ from hrpose.bench import Peaks, Row, Settings, select
 from hrpose.bench import run as run_rows
 from hrpose.bench.catalogue import left_out
 from hrpose.bench.machine import describe, format_machine
+from hrpose.bench.plan import Plan
 from hrpose.bench.row import format_head, format_row, format_summary, summarise
 from hrpose.cli.arguments import check_output_folder, device_from
 from hrpose.errors import check
 from hrpose.files import write_atomically
 
 SECONDS = 0.5
-ABOUT = """Times hrpose against PyTorch (compiled), ONNX Runtime, OpenVINO, OpenCV and numpy. Results are checked before
-they are timed. "ratio" is a contender's median over ours: above 1 we are faster."""
+ABOUT = """Times hrpose against PyTorch (compiled), ONNX Runtime, OpenVINO, OpenCV and numpy; whoever is not installed
+is named (pip install 'hrpose[bench]'). Results are checked before they are timed. "ratio" is a contender's median over
+ours: above 1 we are faster. "of peak" compares with what PyTorch's matrix product and sum reach on this machine: more
+than 100 % is a kernel that multiplies less than is counted (Winograd, taps in padding) or fetches ahead."""
 ROWS_HELP = (
     "ops, models or all; decode, crop, ram_sum or bottlenecks; a network's name, see `hrpose models`; or pipeline "
-    "(default: a few of each, about two minutes; compiling a network takes another 10 to 60 s per row)"
+    "(default: a few of each, about two minutes; all networks take hours, since each row is compiled anew)"
 )
 
 
@@ -63,17 +66,23 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(settings.threads)
     peaks, machine = Peaks(settings.device), describe(settings, hrpose.__version__)
     ceilings = peaks.report(tuple(dict.fromkeys(plan.dtype for plan in plans)))
-    missing = left_out(plans)
     print(format_machine(machine, ceilings), format_head(), sep="\n", file=out, flush=True)
-    rows = run_rows(plans, settings, peaks, lambda row: print(format_row(row), file=out, flush=True))
+    rows = run_rows(plans, settings, peaks, _announce, lambda row: print(format_row(row), file=out, flush=True))
+    missing = left_out(plans)
     print(format_summary(rows), file=out)
     if missing:
-        print(f"{missing}; `hrpose bench all` runs all of them, `hrpose bench --help` says how to choose", file=out)
+        print(f"{missing}; see `hrpose bench --help`, `hrpose bench all` takes hours", file=out)
     if options.json:
         _write_json(options.json, {"machine": machine, "peaks": ceilings, "left_out": missing}, rows)
     wrong = [f"{row.op} {row.shape} {row.dtype}" for row in rows if row.error]
     if wrong:
         raise SystemExit(f"hrpose: error: wrong results, not timed: {'; '.join(wrong)}")
+
+
+def _announce(plan: Plan) -> None:
+    """Compiling can take a minute: say what is going on, to someone who watches."""
+    if sys.stderr.isatty():
+        print(f"{plan.op} {plan.shape} {plan.dtype} ...", end="\r", file=sys.stderr, flush=True)
 
 
 def _write_json(file: str, head: dict[str, Any], rows: list[Row]) -> None:
