@@ -38,7 +38,7 @@ def select(
     wanted = [op for name in names or ("all",) for op in GROUPS.get(name, (name,))]
     plans = [plan for plan in every_plan(batches, dtypes) if plan.op in wanted and (names or plan.quick)]
     if not plans:
-        raise InputError(f"bench: rows must exist in the dtypes given, {' '.join(names)} has none in {dtypes}")
+        raise InputError(f"bench: dtype must be one that {', '.join(names)} has rows in, got {', '.join(dtypes or ())}")
     return plans
 
 

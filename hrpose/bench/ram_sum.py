@@ -44,9 +44,11 @@ def ram_sum_case(n: int, mode: str, layout: str, train: bool, dtype: str, settin
     generator = torch.Generator().manual_seed(n)
 
     def random(*shape: int) -> Tensor:
-        values = torch.randn(shape, generator=generator).to(settings.device, DTYPES[dtype])
-        return values.to(memory_format=LAYOUTS[layout])
+        values = torch.rand(shape, generator=generator) + 0.5
+        return (signs * values).to(settings.device, DTYPES[dtype], memory_format=LAYOUTS[layout])
 
+    # One sign per channel: where terms cancel, rounding would decide whether ReLU passes the gradient on.
+    signs = torch.randn(n, CHANNELS, 1, 1, generator=generator).sign()
     inputs = [random(n, CHANNELS, HEIGHT // f, WIDTH // f) for f in FACTORS]
     weights = torch.rand(n, len(FACTORS), generator=generator).to(settings.device)
     grad = random(n, CHANNELS, HEIGHT, WIDTH)

@@ -143,7 +143,7 @@ def format_summary(rows: Sequence[Row]) -> str:
         name, ratios = f"{group['group']} {group['dtype']}", ", ".join(parts) or "nothing to compare with"
         lines.append(f"{name:<18}  {ratios} ({group['rows']} rows{failed})")
     if any(entry.timing.disturbed for row in rows for entry in row.entries):
-        lines.append("! other processes took the core so often that disturbed samples count: better repeat")
+        lines.append("!: other processes took the core so often that disturbed samples count: better repeat")
     return "\n".join(["times as fast as, geometric mean over the rows:", *lines]) if lines else ""
 
 

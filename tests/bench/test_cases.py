@@ -121,7 +121,7 @@ def test_without_the_extra_everything_else_is_timed(not_compiled, monkeypatch):
     assert [c.name for c in network.contenders] == ["hrpose.optimize", "torch.compile", "eager"]
 
 
-def test_work_is_counted_as_written_out():
+def test_work_is_counted_as_written_out(not_compiled):
     """The dilation pyramid of 64 channels: six times 1x1, 3x3 and 1x1; decode reads two maps per joint."""
     with torch.no_grad():
         case = bottlenecks.bottlenecks_case(None, 32, 2, (12, 8), "fp32", SETTINGS)

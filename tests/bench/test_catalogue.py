@@ -46,11 +46,11 @@ def test_batches_and_dtypes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["decod"],), "ROWS must be among ops, models, all, decode, .*, hrnet_w32, .*, got 'decod'; did you mean 'decode'"),
+        ((["decod"],), "ROWS must be among ops, models, all, decode, .*, got 'decod'; did you mean 'decode'"),
         ((["dpn4_64", "x"],), "got 'x'$"),
         ((["decode"], None, ["fp8"]), "dtype must be 'fp32' or 'bf16', got 'fp8'"),
         ((["decode"], [0]), "batch must be an integer >= 1, got 0"),
-        ((["decode"], None, ["bf16"]), "rows must exist in the dtypes given, decode has none in .'bf16'"),
+        ((["decode"], None, ["bf16"]), "dtype must be one that decode has rows in, got bf16"),
     ],
 )  # fmt: skip
 def test_mistakes(arguments, message):
@@ -61,7 +61,6 @@ def test_mistakes(arguments, message):
 def test_what_is_left_out_is_counted():
     missing = left_out(select(["decode"]))
     total = int(re.match(r"left out: (\d+) rows", missing)[1])
-    assert (
-        total == len(every_plan()) - 4 and "decode" not in missing and f"{4 * len(list_models())} of models" in missing
-    )
+    assert total == len(every_plan()) - 4 and "decode" not in missing
+    assert f"{4 * len(list_models())} of models" in missing
     assert left_out(select(["all"])) == "" and set(GROUPS) == {"ops", "models", "all"}
