@@ -5,13 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from hrpose.bench import bottlenecks, crop, decode, networks, pipeline, ram_sum
+from hrpose.bench import basic_blocks, bottlenecks, conv, crop, decode, networks, pipeline, ram_sum, stem
 from hrpose.bench.case import DTYPES
 from hrpose.bench.plan import Plan
 from hrpose.errors import InputError, check_choice, check_count
 from hrpose.models import list_models
 
-OPS = {"decode": decode, "crop": crop, "ram_sum": ram_sum, "bottlenecks": bottlenecks}
+OPS = {
+    "decode": decode,
+    "crop": crop,
+    "ram_sum": ram_sum,
+    "bottlenecks": bottlenecks,
+    "basic_blocks": basic_blocks,
+    "conv": conv,
+    "stem": stem,
+}
 GROUPS = {
     "ops": tuple(OPS),
     "models": tuple(list_models()),

@@ -28,7 +28,7 @@ is named (pip install 'hrpose[bench]'). Results are checked before they are time
 ours: above 1 we are faster. "of peak" compares with what PyTorch's matrix product and sum reach on this machine: more
 than 100 % is a kernel that multiplies less than is counted (Winograd, taps in padding) or fetches ahead."""
 ROWS_HELP = (
-    "ops, models or all; decode, crop, ram_sum or bottlenecks; a network's name, see `hrpose models`; or pipeline "
+    "ops, models or all; an op's name, such as decode; a network's name, see `hrpose models`; or pipeline "
     "(default: a few of each, about two minutes; all networks take hours, since each row is compiled anew)"
 )
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hrpose import ops
-from hrpose.bench import bottlenecks, crop, decode, engines, networks, pipeline, ram_sum
+from hrpose.bench import basic_blocks, bottlenecks, conv, crop, decode, engines, networks, pipeline, ram_sum, stem
 from hrpose.bench.case import LIBRARY, OURS, PYTORCH, REFERENCE, Case, Settings, WrongResult, check_results, difference
 from hrpose.models.fused import FusedBottlenecks
 
@@ -21,6 +21,10 @@ BUILDERS = {
     "ram_sum bf16 + grad": lambda: ram_sum.ram_sum_case(2, "nearest", "NCHW", True, "bf16", SETTINGS),
     "bottlenecks": lambda: bottlenecks.bottlenecks_case(None, 32, 2, (12, 8), "fp32", SETTINGS),
     "bottlenecks bf16": lambda: bottlenecks.bottlenecks_case("conv2", 64, 1, (16, 12), "bf16", SETTINGS),
+    "basic_blocks": lambda: basic_blocks.basic_blocks_case(32, 2, (12, 9), "fp32", SETTINGS),
+    "conv": lambda: conv.conv_case(3, 2, 32, 64, 2, (11, 9), "fp32", SETTINGS),
+    "conv bf16": lambda: conv.conv_case(1, 1, 64, 32, 1, (8, 6), "bf16", SETTINGS),
+    "stem": lambda: stem.stem_case(7, 1, "fp32", SETTINGS),
     "pipeline": lambda: pipeline.pipeline_case(1, SETTINGS),
 }
 WHERE = {
@@ -31,6 +35,10 @@ WHERE = {
     "ram_sum bf16 + grad": (ops, "ram_sum"),
     "bottlenecks": (FusedBottlenecks, "forward"),
     "bottlenecks bf16": (FusedBottlenecks, "forward"),
+    "basic_blocks": (ops, "basic_blocks"),
+    "conv": (ops, "conv"),
+    "conv bf16": (ops, "conv"),
+    "stem": (ops, "stem"),
     "pipeline": (pipeline.ops, "decode"),
 }
 
@@ -122,10 +130,12 @@ def test_without_the_extra_everything_else_is_timed(not_compiled, monkeypatch):
 
 
 def test_work_is_counted_as_written_out(not_compiled):
-    """The dilation pyramid of 64 channels: six times 1x1, 3x3 and 1x1; decode reads two maps per joint."""
+    """The dilation pyramid of 32 channels: six times 1x1, 3x3 and 1x1; decode reads two maps per joint."""
     with torch.no_grad():
         case = bottlenecks.bottlenecks_case(None, 32, 2, (12, 8), "fp32", SETTINGS)
     assert case.flops == 2 * 2 * 96 * 6 * (128 * 32 + 9 * 32 * 32 + 32 * 128)
+    assert conv.conv_case(3, 2, 32, 64, 3, (10, 8), "fp32", SETTINGS).flops == 2 * 3 * 5 * 4 * 9 * 32 * 64
+    assert stem.stem_case(7, 1, "fp32", SETTINGS).flops == 2 * 128 * 96 * 49 * 3 * 64
     assert decode.decode_case(3, SETTINGS).nbytes == 2 * 3 * 17 * 64 * 48 * 4
     maps = 2 * 32 * (64 * 48 + 32 * 24 + 16 * 12 + 8 * 6) * 4
     assert ram_sum.ram_sum_case(2, "nearest", "NHWC", False, "fp32", SETTINGS).nbytes == maps + 2 * 32 * 64 * 48 * 4
@@ -139,7 +149,7 @@ def test_networks_to_time_have_batch_norms_that_matter():
     assert norms and all(m.weight.min() >= 0.5 and m.bias.abs().max() > 0 and m.running_var.std() > 0 for m in norms)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_engines_compute_a_small_network(dtype, not_compiled):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
