@@ -12,7 +12,6 @@ from torch import Tensor
 
 # What a contender is to a row. LIBRARY: an engine or pipeline that is neither PyTorch's nor ours.
 OURS, PYTORCH, LIBRARY, REFERENCE = "hrpose", "pytorch", "library", "reference"
-KINDS = (OURS, PYTORCH, LIBRARY, REFERENCE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GET_ENGINES = "not installed: pip install 'hrpose[bench]'"
 
@@ -33,7 +32,7 @@ class Settings:
 class Contender:
     """One way to compute a row's result.
 
-    kind:  one of KINDS.
+    kind:  OURS, PYTORCH, LIBRARY or REFERENCE.
     limit: how far its result may be from the expected one, if not as far as the case's.
     """
 

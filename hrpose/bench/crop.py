@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -30,19 +31,10 @@ def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan
     if "fp32" not in dtypes:
         return
     batches = batches or BATCHES
-    for mode in ("exact", "opencv4"):
-        for size in IMAGES:
-            for n in batches:
-                shape = f"{n} of {size[0]}x{size[1]}, {mode}"
-                quick = size == IMAGES[0] and n == batches[0]
-                yield Plan(
-                    "crop",
-                    "crop",
-                    shape,
-                    "fp32",
-                    partial(crop_case, n, size, mode),
-                    quick,
-                )
+    for mode, size, n in product(("exact", "opencv4"), IMAGES, batches):
+        shape = f"{n} of {size[0]}x{size[1]}, {mode}"
+        quick = (size, n) == (IMAGES[0], batches[0])
+        yield Plan("crop", "crop", shape, "fp32", partial(crop_case, n, size, mode), quick)
 
 
 def crop_case(n: int, image_size: tuple[int, int], mode: str, settings: Settings) -> Case:

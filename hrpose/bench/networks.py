@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hrpose.bench.case import DTYPES, REFERENCE, Case, Settings
+from hrpose.bench.case import DTYPES, REFERENCE, Case, Settings, WrongResult
 from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import invite_engines
 from hrpose.bench.plan import Plan
@@ -31,19 +31,14 @@ def input_size(name: str) -> tuple[int, int]:
 
 
 def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan]:
+    batches = batches or BATCHES
     for name in list_models():
         width, height = input_size(name)
         for dtype in dtypes:
-            for n in batches or BATCHES:
-                quick = name == QUICK and dtype == dtypes[0] and n == (batches or BATCHES)[0]
-                yield Plan(
-                    "models",
-                    name,
-                    f"{n}x3x{height}x{width}",
-                    dtype,
-                    partial(network_case, name, dtype, n),
-                    quick,
-                )
+            for n in batches:
+                quick = name == QUICK and dtype == dtypes[0] and n == batches[0]
+                shape, build = f"{n}x3x{height}x{width}", partial(network_case, name, dtype, n)
+                yield Plan("models", name, shape, dtype, build, quick)
 
 
 @torch.no_grad()
@@ -54,7 +49,10 @@ def network_case(name: str, dtype: str, n: int, settings: Settings) -> Case:
     flops = 2 * n * count_cost(model, (width, height)).macs
     model, images = model.to(settings.device), images.to(settings.device)
     case = Case(model(images), LIMITS[dtype], flops=flops)
-    fast = optimize(copy.deepcopy(model).to(DTYPES[dtype]))
+    try:
+        fast = optimize(copy.deepcopy(model).to(DTYPES[dtype]))
+    except RuntimeError as error:  # it checks its result, too
+        raise WrongResult(str(error)) from error
     inputs = images.to(DTYPES[dtype]).to(memory_format=torch.channels_last)
     enter_ours(case, "hrpose.optimize", lambda: fast(inputs), settings.device)
     invite_engines(case, model, images, DTYPES[dtype], settings.threads)

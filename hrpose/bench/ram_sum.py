@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +18,18 @@ from hrpose.bench.plan import Plan
 
 BATCHES = (1, 16)
 CHANNELS, HEIGHT, WIDTH, FACTORS = 32, 64, 48, (1, 2, 4, 8)
+MODES = ("nearest", "bilinear")
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 # Of the largest value. bfloat16: PyTorch rounds after every step, the kernel once.
 LIMITS = {"fp32": 1e-5, "bf16": 0.05}
 
 
 def plans(batches: Sequence[int] | None, dtypes: Sequence[str]) -> Iterator[Plan]:
-    for dtype in dtypes:
-        for n in batches or BATCHES:
-            for mode in ("nearest", "bilinear"):
-                for layout in LAYOUTS:
-                    for train in (False, True):
-                        quick = dtype == dtypes[0] and n == (batches or BATCHES)[0] and layout == "NHWC" and not train
-                        yield Plan(
-                            "ram_sum",
-                            "ram_sum",
-                            f"{n}x{CHANNELS}x{HEIGHT}x{WIDTH} {mode} {layout}{' + grad' * train}",
-                            dtype,
-                            partial(ram_sum_case, n, mode, layout, train, dtype),
-                            quick,
-                        )
+    batches = batches or BATCHES
+    for dtype, n, mode, layout, train in product(dtypes, batches, MODES, LAYOUTS, (False, True)):
+        shape = f"{n}x{CHANNELS}x{HEIGHT}x{WIDTH} {mode} {layout}{' + grad' * train}"
+        quick = (dtype, n, layout, train) == (dtypes[0], batches[0], "NHWC", False)
+        yield Plan("ram_sum", "ram_sum", shape, dtype, partial(ram_sum_case, n, mode, layout, train, dtype), quick)
 
 
 def ram_sum_case(n: int, mode: str, layout: str, train: bool, dtype: str, settings: Settings) -> Case:

@@ -23,7 +23,7 @@ _COLUMNS = (
 class Entry:
     """One contender's result.
 
-    kind:  what it is, see `bench.case.KINDS`.
+    kind:  what it is, see `bench.case`.
     rate:  GFLOP/s or GB/s, as the row's `unit` says.
     share: rate over the machine's measured peak; above 1 where work that is counted is saved (Winograd, skipped taps).
     """
@@ -136,7 +136,7 @@ def format_row(row: Row) -> str:
 def format_summary(rows: Sequence[Row]) -> str:
     """Geometric means per group, and what "!" means if there is one; "" without rows."""
     lines = []
-    names = {"pytorch": "the best of PyTorch", "best": "the best of everybody", "reference": "the reference"}
+    names = {"pytorch": "as the best of PyTorch", "best": "as the best of everybody", "reference": "as the reference"}
     for group in summarise(rows):
         parts = [f"{group[f'ratio_{key}']:.2f}x {name}" for key, name in names.items() if group[f"ratio_{key}"]]
         failed = f", {group['failed']} failed" if group["failed"] else ""
@@ -144,7 +144,7 @@ def format_summary(rows: Sequence[Row]) -> str:
         lines.append(f"{name:<18}  {ratios} ({group['rows']} rows{failed})")
     if any(entry.timing.disturbed for row in rows for entry in row.entries):
         lines.append("!: other processes took the core so often that disturbed samples count: better repeat")
-    return "\n".join(["times as fast as, geometric mean over the rows:", *lines]) if lines else ""
+    return "\n".join(["ours is so many times as fast, geometric mean over the rows:", *lines]) if lines else ""
 
 
 def _number(value: float, digits: int) -> str:

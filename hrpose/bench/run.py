@@ -24,7 +24,7 @@ def run(
 ) -> list[Row]:
     """The rows of these plans; each is announced before it is built and reported as soon as it is there."""
     rows = []
-    with _settled(settings):
+    with settled(settings):
         for plan in plans:
             announce(plan)
             rows.append(run_one(plan, settings, peaks))
@@ -41,11 +41,11 @@ def run_one(plan: Plan, settings: Settings, peaks: Peaks) -> Row:
         "group": plan.group, "op": plan.op, "shape": plan.shape, "dtype": plan.dtype,
         "device": settings.device.type, "isa": isa, "threads": settings.threads,
     }  # fmt: skip
-    case = plan.build(settings)
     try:
+        case = plan.build(settings)
         check_results(case)
     except WrongResult as error:
-        return Row(**row, absent=case.absent, error=str(error))
+        return Row(**row, error=str(error))
     unit, work = ("GFLOP/s", case.flops) if case.flops else ("GB/s", case.nbytes)
     peak = peaks.gflops(plan.dtype) if case.flops else peaks.gbs(case.nbytes)
     return Row(**row, unit=unit, entries=_times(case, settings, work, peak), absent=case.absent)
@@ -64,7 +64,7 @@ def _times(case: Case, settings: Settings, work: float, peak: float) -> tuple[En
 
 
 @contextlib.contextmanager
-def _settled(settings: Settings) -> Iterator[None]:
+def settled(settings: Settings) -> Iterator[None]:
     """torch with the threads asked for; on CUDA float32 that is float32, and cuDNN's fastest algorithms."""
     threads, flags = torch.get_num_threads(), torch.backends.cudnn
     before = flags.allow_tf32, flags.benchmark

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import hrpose
 from hrpose.bench import Peaks, Row, Settings, select
 from hrpose.bench import run as run_rows
@@ -18,6 +16,7 @@ from hrpose.bench.catalogue import left_out
 from hrpose.bench.machine import describe, format_machine
 from hrpose.bench.plan import Plan
 from hrpose.bench.row import format_head, format_row, format_summary, summarise
+from hrpose.bench.run import settled
 from hrpose.cli.arguments import check_output_folder, device_from
 from hrpose.errors import check
 from hrpose.files import write_atomically
@@ -63,9 +62,9 @@ def run(options: argparse.Namespace) -> None:
         check_output_folder(Path(options.json).absolute().parent, "--json")
     out = sys.stderr if options.json == "-" else sys.stdout
 
-    torch.set_num_threads(settings.threads)
     peaks, machine = Peaks(settings.device), describe(settings, hrpose.__version__)
-    ceilings = peaks.report(tuple(dict.fromkeys(plan.dtype for plan in plans)))
+    with settled(settings):
+        ceilings = peaks.report(tuple(dict.fromkeys(plan.dtype for plan in plans)))
     print(format_machine(machine, ceilings), format_head(), sep="\n", file=out, flush=True)
     rows = run_rows(plans, settings, peaks, _announce, lambda row: print(format_row(row), file=out, flush=True))
     missing = left_out(plans)

@@ -42,7 +42,7 @@ def test_means_are_over_the_rows_of_a_group_and_a_dtype():
     assert fp32["ratio_pytorch"] == pytest.approx(4.0) and fp32["ratio_best"] == pytest.approx(2.0)
     assert fp32["ratio_reference"] is None and bf16["ratio_pytorch"] == pytest.approx(1.0)
     text = format_summary(rows)
-    assert "4.00x the best of PyTorch, 2.00x the best of everybody (2 rows, 1 failed)" in text and "!" not in text
+    assert "4.00x as the best of PyTorch, 2.00x as the best of everybody (2 rows, 1 failed)" in text and "!" not in text
     assert format_summary([]) == ""
 
 

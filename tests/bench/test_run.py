@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hrpose import ops
+from hrpose.bench import networks, select
 from hrpose.bench import peaks as peaks_module
 from hrpose.bench.case import OURS, PYTORCH, REFERENCE, Case, Settings
 from hrpose.bench.peaks import MEMORY_BYTES, Peaks
@@ -64,6 +65,15 @@ def test_wrong_results_are_not_timed():
     [row] = run([plan(case)], Settings(1, 0.001), KnownPeaks(CPU))
     assert row.error == "hrpose is off by 1.0e+00 of the largest value expected, the limit is 1.0e-06"
     assert row.entries == () and len(calls) == 1
+
+
+def test_a_network_that_optimize_refuses_is_an_error_row(monkeypatch):
+    def refuse(model):
+        raise RuntimeError("optimize: the inference form differs from the model by 2.0e-01 of its output")
+
+    monkeypatch.setattr(networks, "optimize", refuse)
+    [row] = run(select(["dpn1_32"], [1], ["fp32"]), Settings(1, 0.001), KnownPeaks(CPU))
+    assert row.error.endswith("by 2.0e-01 of its output") and row.entries == ()
 
 
 def test_threads_are_those_asked_for_and_put_back(monkeypatch):
