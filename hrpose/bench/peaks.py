@@ -24,7 +24,7 @@ class Peaks:
     with fewer still, and a kernel that fetches ahead reads faster than the sum.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.2):
+    def __init__(self, device: torch.device, seconds: float = 0.4):
         self.device, self.seconds = device, seconds
         self._gflops: dict[str, float] = {}
         self._gbs: dict[int, float] = {}
