@@ -173,7 +173,7 @@ def test_engines_compute_a_small_network(dtype, not_compiled):
 @pytest.mark.parametrize("name", ["dpn4_64", "hrnet_w32", "hourglass1", "cpn_r50", "hrnet_w18_cls", "hrnetv2p_w18"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @torch.no_grad()
-def test_networks_by_everybody(name, dtype):
+def test_networks_by_everybody(name, dtype, not_compiled):
     for module in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(module)
     case = networks.network_case(name, dtype, 1, SETTINGS)
