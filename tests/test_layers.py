@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "files", "skeleton", "geometry", "image", "ops", "synth"},
     {"models", "cost", "receptive_field", "published", "data", "eval", "checkpoint", "optimize"},
     {"infer", "viz"},
-    {"train"},
+    {"train", "bench"},
     {"cli", "__main__"},
 ]
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
@@ -74,13 +74,18 @@ def test_nothing_imports_the_package_as_a_whole_or_the_tests():
 
 
 def test_only_declared_dependencies_are_imported():
-    declared = {"torch", "numpy", "PIL", "pycocotools", "tqdm"}
+    declared, optional = {"torch", "numpy", "PIL", "pycocotools", "tqdm"}, {"onnxruntime", "openvino", "cv2"}
     for path in [*MODULES, ROOT / "__init__.py"]:
-        others = {name.split(".")[0] for name in imported(path)} - declared - {"hrpose", ""} - sys.stdlib_module_names
-        assert not others, path
+        names = {name.split(".")[0] for name in imported(path)}
+        others = names - declared - {"hrpose", ""} - sys.stdlib_module_names
+        assert others <= (optional if unit_of(path) == "bench" else set()), path
+        top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import)]
+        assert not others & {alias.name for node in top for alias in node.names}, f"{path}: not when it is imported"
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     needed = re.search(r"^dependencies = \[(.*)\]", project, re.MULTILINE).group(1)
     assert sorted(re.findall(r'"([a-z]+)', needed)) == sorted("pillow" if d == "PIL" else d for d in declared)
+    extra = re.search(r"^bench = \[(.*)\]", project, re.MULTILINE).group(1)
+    assert {"opencv-python-headless<5" if d == "cv2" else d for d in optional} <= set(re.findall(r'"([^"]+)"', extra))
 
 
 def test_there_are_no_modules_of_leftovers():
