@@ -20,6 +20,7 @@ from hrpose.errors import InputError
 from hrpose.eval.coco import coco_metrics, results_from_predictions
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
+from hrpose.infer.form import inference_form
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 
 GROUND_TRUTH = "ground-truth"
@@ -103,11 +104,11 @@ def estimate_persons(
     skeleton = annotations.skeleton
     keypoints = np.zeros((len(persons), skeleton.num_joints, 2), np.float32)
     scores = np.zeros((len(persons), skeleton.num_joints), np.float32)
-    device = device_of(model)
+    device, network = device_of(model), inference_form(model, protocol.precision)
     loaded = load(_ImageCrops(persons, Path(folder), size, protocol), workers, batch_size=None)
     with dead_worker_as_input_error():
         for indices, crops, transforms in _batches(loaded, batch_size):
-            keypoints[indices], scores[indices] = estimate(model, crops.to(device), transforms, skeleton, protocol)
+            keypoints[indices], scores[indices] = estimate(network, crops.to(device), transforms, skeleton, protocol)
             broken = [i for i in indices if not np.isfinite(scores[i]).all()]
             if broken:
                 person = persons[broken[0]]

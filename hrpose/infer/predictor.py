@@ -17,6 +17,7 @@ from hrpose.data.dataset import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image
+from hrpose.infer.form import inference_form
 from hrpose.infer.protocol import Protocol, check_model, check_pose_model, device_of, estimate
 from hrpose.skeleton import COCO17, Skeleton
 
@@ -43,7 +44,8 @@ class Predictor:
         poses.keypoints                                             # (1, K, 2) in pixels of photo.jpg
 
     Args:
-        model:      a network, which is put into eval mode, or the path of a checkpoint.
+        model:      a network, which is put into eval mode, or the path of a checkpoint. Its inference form is made now
+                    (``hrpose.optimize``), so later changes of its weights are not seen.
         size:       (width, height) of the network's input; default: that of the checkpoint, else (192, 256).
         skeleton:   what the heatmaps mean; default: that of the checkpoint, else COCO-17 for 17 heatmaps. Without flip
                     pairs the flip test is off.
@@ -84,6 +86,7 @@ class Predictor:
         self.protocol, self.batch_size = protocol, batch_size
         check(batch_size > 0, "Predictor", f"batch_size must be > 0, got {batch_size}")
         check_model(model, self.size, self.skeleton)
+        self.network = inference_form(self.model, protocol.precision)
 
     def _default_skeleton(self) -> Skeleton:
         joints = getattr(self.model, "hrpose_config", {}).get("num_keypoints")
@@ -137,7 +140,7 @@ class Predictor:
             ]
             matrices = torch.cat([transforms[i][j] for i, j in of_image.items()])
             found, found_scores = estimate(
-                self.model, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol
+                self.network, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol
             )
             if not found_scores.isfinite().all():
                 i, j = batch[int(found_scores.isfinite().all(1).int().argmin())]

@@ -21,6 +21,7 @@ class Fused(nn.Module):
     """Packed weights of an op, its tensors as buffers; no parameters. To change their dtype, build it anew."""
 
     packed: tuple[str, ...] = ("panels",)  # the buffers that the kernel reads most of
+
     def __init__(self, packed: PackedBasicBlocks | PackedBottlenecks | PackedConv | PackedStem):
         super().__init__()
         self.fields = packed._fields
@@ -94,14 +95,14 @@ class FusedBasicBlocks(Fused):
 
     @classmethod
     @torch.no_grad()
-    def from_blocks(cls, blocks: Sequence[nn.Module]) -> "FusedBasicBlocks":
+    def from_blocks(cls, blocks: Sequence[nn.Module], dtype: torch.dtype | None = None) -> "FusedBasicBlocks":
         """The blocks as they are now, see `FusedBottlenecks.from_blocks`. Raises: InputError unless all are BasicBlock,
         of a width the op takes."""
         for index, block in enumerate(blocks):
             got = type(block).__name__
             check(isinstance(block, BasicBlock), cls.__name__, f"block {index} must be a BasicBlock, got {got}")
         pairs = [pair for block in blocks for pair in ((block.conv1, block.bn1), (block.conv2, block.bn2))]
-        dtype = pairs[0][0].weight.dtype
+        dtype = dtype or pairs[0][0].weight.dtype
         return cls(pack_basic_blocks([tuple(t.to(dtype) for t in folded(*pair)) for pair in pairs]))
 
     def forward(self, x: Tensor) -> Tensor:
