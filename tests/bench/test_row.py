@@ -46,6 +46,11 @@ def test_means_are_over_the_rows_of_a_group_and_a_dtype():
     assert format_summary([]) == ""
 
 
+def test_a_reference_that_is_faster_than_compiled_is_the_best_of_pytorch():
+    found = row(1.0, (PYTORCH, 3.0), (LIBRARY, 4.0), (REFERENCE, 2.0)).to_json()
+    assert (found["ratio_pytorch"], found["ratio_best"], found["ratio_reference"]) == (2.0, 2.0, 2.0)
+
+
 def test_table_lines_up():
     head = format_head().splitlines()[0]
     timed = row(0.25, (PYTORCH, 1.0), absent={"OpenVINO": "not installed: pip install 'hrpose[bench]'"})
