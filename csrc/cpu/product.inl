@@ -7,15 +7,15 @@
 
 constexpr int kPanel = 32; // outputs: the columns of AVX-512's register tile
 #ifdef __AMX_BF16__
-constexpr int kAmxRows = 32; // rows of a product at a time in AMX's tiles
+constexpr int kAmxRows = 96; // rows of a product at a time in AMX's tiles
 #else
 constexpr int kAmxRows = 0;
 #endif
 constexpr int64_t kAhead = 2048; // bytes of weights that are fetched ahead: those of a layer are cold, and panels short
 
-// Rows that a caller had best ask for at a time: four register tiles, or three times kAmxRows. Weights are read from L2
-// once for all of them.
-template <class T> constexpr int kStrip = kRows * (kAmxRows && sizeof(T) < sizeof(float) ? 8 : 4);
+// Rows that a caller had best ask for at a time, and the most it may: four register tiles, or kAmxRows. Weights are read
+// from L2 once for all of them.
+template <class T> constexpr int kStrip = kAmxRows && sizeof(T) < sizeof(float) ? kAmxRows : 4 * kRows;
 
 // sum over terms: rows[i][offset ...] times weights, i a row of the product.
 template <class T> struct Term {
@@ -126,7 +126,8 @@ template <int M, class T> void product_rows(const Product<T> &p, int row, int ro
 
 #ifdef __AMX_BF16__
 // The product on AMX's tiles: sums of 32 rows x 32 columns in tiles 0 to 3, inputs in 4 and 5, weights in 6 and 7.
-constexpr int kAmx = kAmxRows / 2; // rows of a tile
+constexpr int kAmx = 16; // rows of a tile
+constexpr int kMostTerms = 10;
 
 // Where the kAmx rows of a term lie, `stride` bytes apart.
 struct Rows {
@@ -148,33 +149,42 @@ inline Rows amx_rows(const Term<Bf16> &term, int row, int count, Bf16 *spare) {
   return {spare, term.k * int64_t(sizeof(Bf16))};
 }
 
-// Sums of a tile of kAmx x kPanel / 2 to `out`.
+// Sums of `count` rows x kPanel columns to `out`.
+template <bool residual, bool rectify>
 inline void amx_finish(const Product<Bf16> &p, int row, int count, int64_t col, const float *sums) {
+  const Vec left_bias = load(p.bias + col), right_bias = load(p.bias + col + kLanes);
   for (int i = 0; i < count; ++i) {
-    Vec sum = load(sums + i * kLanes) + load(p.bias + col);
-    if (p.residual)
-      sum = sum + load(p.residual[row + i] + col);
-    store(p.out[row + i] + p.offset + col, p.rectify ? relu(sum) : sum);
+    Vec left = load(sums + i * kPanel) + left_bias, right = load(sums + i * kPanel + kLanes) + right_bias;
+    if (residual) {
+      left = left + load(p.residual[row + i] + col);
+      right = right + load(p.residual[row + i] + col + kLanes);
+    }
+    if (rectify)
+      left = relu(left), right = relu(right);
+    store(p.out[row + i] + p.offset + col, left, right);
   }
 }
 
+// Columns outermost, so that a panel of weights is in L1 for all but the first rows.
 inline void product_amx(const Product<Bf16> &p, int rows) {
-  alignas(64) float sums[4][kAmx * kLanes];
-  Fetcher fetcher(p.fetch, p.width / kPanel * ceil_div(rows, 2 * kAmx));
-  constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kLanes * sizeof(float);
-  for (int row = 0; row < rows; row += 2 * kAmx) {
-    const int upper = rows - row < kAmx ? rows - row : kAmx, both = rows - row < 2 * kAmx ? rows - row : 2 * kAmx;
-    const int lower = both - upper;
-    Rows a[10], b[10];
-    Bf16 *spare = p.spare;
-    for (int i = 0; i < p.count; ++i, spare += kStep * p.terms[i - 1].k) {
-      a[i] = amx_rows(p.terms[i], row, upper, spare);
-      b[i] = lower ? amx_rows(p.terms[i], row + kAmx, lower, spare + kAmx * p.terms[i].k) : a[i];
-    }
-    // GCC's tile loads do not say that they read memory: what they read must be written by here.
-    __asm__ volatile("" ::: "memory");
-    for (int64_t col = 0; col < p.width; col += kPanel) {
+  alignas(64) float sums[2 * kAmx * kPanel];
+  Rows inputs[kAmxRows / kAmx][kMostTerms];
+  const int blocks = int(ceil_div(rows, 2 * kAmx));
+  constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kPanel * sizeof(float);
+  Bf16 *spare = p.spare;
+  for (int row = 0, tile = 0; tile < 2 * blocks; row += kAmx, ++tile)
+    for (int i = 0; i < p.count; ++i, spare += kAmx * p.terms[i - 1].k)
+      if (row < rows)
+        inputs[tile][i] = amx_rows(p.terms[i], row, rows - row < kAmx ? rows - row : kAmx, spare);
+  // GCC's tile loads do not say that they read memory: what they read must be written by here.
+  __asm__ volatile("" ::: "memory");
+  Fetcher fetcher(p.fetch, p.width / kPanel * blocks);
+  for (int64_t col = 0; col < p.width; col += kPanel)
+    for (int block = 0; block < blocks; ++block) {
       fetcher.step();
+      const int row = block * 2 * kAmx, count = rows - row < 2 * kAmx ? rows - row : 2 * kAmx;
+      const bool lower = count > kAmx;
+      const Rows *a = inputs[2 * block], *b = inputs[2 * block + 1];
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
@@ -184,8 +194,8 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
         const Bf16 *weights = term.weights + col * term.k;
         for (int64_t k = 0; k < term.k; k += kStep, weights += kStep * kPanel) {
           _tile_loadd(6, weights, kWeights);
-          _tile_loadd(7, weights + kPanel, kWeights);
           _tile_loadd(4, a[i].first + k, a[i].stride);
+          _tile_loadd(7, weights + kPanel, kWeights);
           _tile_dpbf16ps(0, 4, 6);
           _tile_dpbf16ps(1, 4, 7);
           if (lower) {
@@ -195,18 +205,18 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
           }
         }
       }
-      _tile_stored(0, sums[0], kSums);
-      _tile_stored(1, sums[1], kSums);
-      amx_finish(p, row, upper, col, sums[0]);
-      amx_finish(p, row, upper, col + kLanes, sums[1]);
+      _tile_stored(0, sums, kSums);
+      _tile_stored(1, sums + kLanes, kSums);
       if (lower) {
-        _tile_stored(2, sums[2], kSums);
-        _tile_stored(3, sums[3], kSums);
-        amx_finish(p, row + kAmx, lower, col, sums[2]);
-        amx_finish(p, row + kAmx, lower, col + kLanes, sums[3]);
+        _tile_stored(2, sums + kAmx * kPanel, kSums);
+        _tile_stored(3, sums + kAmx * kPanel + kLanes, kSums);
       }
+      if (p.residual)
+        p.rectify ? amx_finish<true, true>(p, row, count, col, sums) : amx_finish<true, false>(p, row, count, col, sums);
+      else
+        p.rectify ? amx_finish<false, true>(p, row, count, col, sums)
+                  : amx_finish<false, false>(p, row, count, col, sums);
     }
-  }
 }
 
 struct TileConfig {

@@ -56,6 +56,9 @@ inline Vec load(const Bf16 *p) {
 inline void store(Bf16 *p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), (__m256i)_mm512_cvtneps_pbh(v));
 }
+inline void store(Bf16 *p, Vec first, Vec second) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
 inline Pairs load_weights(const Bf16 *p) { return {_mm512_loadu_si512(p)}; }
 inline Pairs broadcast_inputs(const Bf16 *p) {
   int pair;
