@@ -36,6 +36,25 @@ inline int spans(int64_t in_size, int64_t size, int64_t stride, int64_t dilation
   return count;
 }
 
+// The order in which the pixels of a rectangle are taken: along lines of `length` pixels, which are rows, or columns if
+// `down`. AMX reads a tile of rows as they are if these lie at equal distances, else they are copied: `pitch` fills
+// lines up to whole tiles with what lies behind them, if that is little.
+struct Order {
+  bool down;
+  int64_t length, pitch, count; // of lines
+  int64_t unit;                 // pixels that one does not part
+
+  Order(const Span &rows, const Span &cols, bool tiled) : down(false) {
+    const int64_t height = rows.end - rows.begin, width = cols.end - cols.begin;
+    const auto filled = [](int64_t n) { return ceil_div(n, kTileRows) * kTileRows; };
+    down = tiled && filled(height) * width < filled(width) * height;
+    length = down ? height : width, count = down ? width : height;
+    pitch = tiled && 3 * filled(length) <= 4 * length ? filled(length) : length;
+    unit = tiled && pitch % kTileRows == 0 ? kTileRows : 1;
+  }
+  static constexpr int64_t kTileRows = 16;
+};
+
 template <class T> struct Block {
   const T *w1, *w2, *w3;
   const float *b1, *b2, *b3;
@@ -158,29 +177,33 @@ template <class T> struct Chain {
     }
   }
 
-  // All lines for pixels begin .. end of a rectangle in which every pixel has the same taps.
+  // All lines of the equation for pixels begin .. end of a rectangle in which every pixel has the same taps.
   void direct(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next, const Scratch<T> &scratch,
-              const Span &rows, const Span &cols, int64_t begin, int64_t end) const {
+              const Span &rows, const Span &cols, const Order &order, int64_t begin, int64_t end) const {
     Pixel<T> pixels[kStrip<T>];
     const T *y[kStrip<T>];
     const void *x[kStrip<T>];
     T *z[kStrip<T>];
-    const int64_t mid = args.mid, width = cols.end - cols.begin;
+    const int64_t mid = args.mid;
+    int used = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = i - begin, row = rows.begin + i / width, col = cols.begin + i % width;
-      z[at] = scratch.z + at * mid;
-      pixels[at] = pixel(image, index, b, z[at], row, col);
-      y[at] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
-      x[at] = pixels[at].x;
+      const int64_t line = i / order.pitch, at = i % order.pitch;
+      const int64_t row = rows.begin + (order.down ? at : line), col = cols.begin + (order.down ? line : at);
+      z[i - begin] = scratch.z + (i - begin) * mid;
+      y[i - begin] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
+      if (at < order.length) {
+        pixels[used] = pixel(image, index, b, z[i - begin], row, col);
+        x[used] = pixels[used].x, ++used;
+      }
     }
     Term<T> taps[9];
     int count = 0;
     for (int ky = rows.lower ? -1 : 0; ky <= rows.upper; ++ky)
       for (int kx = cols.lower ? -1 : 0; kx <= cols.upper; ++kx)
         taps[count++] = {y, (ky * b.in_w + kx) * b.dilation * mid, mid, b.w2 + (3 * ky + kx + 4) * mid * mid};
-    const Fetch fetch = {x, int(end - begin), b.in * int64_t(sizeof(T))};
+    const Fetch fetch = {x, used, b.in * int64_t(sizeof(T))};
     product<T>({taps, count, b.b2, nullptr, z, 0, mid, true, scratch.spare, &fetch}, int(end - begin));
-    up_down(b, next, scratch, pixels, int(end - begin), nullptr, 0);
+    up_down(b, next, scratch, pixels, used, nullptr, 0);
   }
 
   // All lines for Winograd's tiles first .. last, at most as many as are done at a time.
@@ -259,11 +282,14 @@ template <class T> struct Chain {
     const int col_spans = spans(b.in_w, w, b.stride, b.dilation, cols);
     for (int i = 0; i < row_spans * col_spans; ++i) {
       const Span &r = rows[i / col_spans], &c = cols[i % col_spans];
-      const int64_t pixels = (r.end - r.begin) * (c.end - c.begin), strips = count_strips<T>(pixels, workers);
+      const Order order(r, c, kAmxRows && sizeof(T) < sizeof(float));
+      const int64_t unit = order.unit, units = order.pitch * order.count / unit;
+      const int64_t strips = count_strips<T>(units * unit, workers);
       for (; mine < begun + strips; mine = take(ticket)) {
-        const int64_t strip = mine - begun;
-        direct(image, index, b, next, scratch, r, c, part_begin(pixels, strips, strip),
-               part_begin(pixels, strips, strip + 1));
+        const int64_t begin = part_begin(units, strips, mine - begun) * unit;
+        const int64_t end = part_begin(units, strips, mine - begun + 1) * unit;
+        if (begin < end)
+          direct(image, index, b, next, scratch, r, c, order, begin, end);
       }
       begun += strips;
     }
@@ -295,6 +321,8 @@ template <class T> struct Workspace {
     const int64_t deepest = 9 * a.mid + a.in_channels + a.out_channels;
     scratch = z + factors + products + zeros + kAmxRows * lines<T>(deepest);
     bytes = shared + y_all + a.threads * scratch;
+    if (kAmxRows) // behind the last line of a map, see Order
+      bytes += lines<T>(Order::kTileRows * a.stride * a.w * a.mid);
     arrived = reinterpret_cast<int *>(base);
     tickets = reinterpret_cast<int64_t *>(base + kLine);
   }
