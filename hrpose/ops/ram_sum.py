@@ -54,7 +54,8 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         return _reference(tensors, weights, factors, bilinear)
     if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, weights) if t is not None]):
         return _RamSum.apply(weights, factors, bilinear, *tensors)
-    return _fwd(tensors, weights, factors, bilinear)
+    run = _fwd_any if _ext.unobserved(*tensors, weights) else _fwd
+    return run(tensors, weights, factors, bilinear)
 
 
 def ram_sum_reference(
