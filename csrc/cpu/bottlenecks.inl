@@ -271,9 +271,11 @@ template <class T> struct Chain {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (b.u) {
         const int64_t tiles = tiles_of(b.dilation), chunks = ceil_div(ceil_div(tiles, Tiles::tiles(args.mid)), workers) * workers;
-        for (; mine < chunks; mine = take(ticket))
-          winograd(image, index, b, next, scratch, part_begin(tiles, chunks, mine),
-                   part_begin(tiles, chunks, mine + 1));
+        for (; mine < chunks; mine = take(ticket)) {
+          const int64_t first = part_begin(tiles, chunks, mine), last = part_begin(tiles, chunks, mine + 1);
+          if (first < last)
+            winograd(image, index, b, next, scratch, first, last);
+        }
         return;
       }
     }

@@ -125,8 +125,9 @@ void conv_layer(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvSc
       const int64_t chunks = ceil_div(ceil_div(tiles, chunk), workers) * workers;
       for (int64_t mine = take(ticket); mine < chunks; mine = take(ticket)) {
         const int64_t first = part_begin(tiles, chunks, mine), last = part_begin(tiles, chunks, mine + 1);
-        layer.tile == 4 ? conv_winograd<4>(layer, maps, scratch, first, last)
-                        : conv_winograd<2>(layer, maps, scratch, first, last);
+        if (first < last)
+          layer.tile == 4 ? conv_winograd<4>(layer, maps, scratch, first, last)
+                          : conv_winograd<2>(layer, maps, scratch, first, last);
       }
       return;
     }

@@ -35,7 +35,7 @@ struct Fetch {
 class Fetcher {
 public:
   Fetcher(const Fetch *fetch, int64_t calls) : fetch_(fetch) {
-    if (fetch)
+    if (fetch && calls)
       lines_ = ceil_div(fetch->count * fetch->bytes, calls * kLine);
   }
   void step() {

@@ -116,6 +116,18 @@ def test_real_shapes(isa, rng, maps, widths, dilations, stride):
     assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
 
 
+@pytest.mark.parametrize("size", [(4, 4), (4, 9), (1, 16)])
+def test_more_threads_than_tiles(isa, rng, size, monkeypatch):
+    """A worker without a tile or a strip of pixels has nothing to do."""
+    blocks = random_blocks(rng, 256, 128, 256, 2)
+    x, packed = random_maps(rng, 1, 256, *size), pack_bottlenecks(cast(blocks), (1, 2))
+    want = torch.stack([naive(x[0], blocks, (1, 2))])
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert relative_error(bottlenecks(x, packed), want) < WINOGRAD
+        assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
+
+
 @pytest.mark.parametrize("dilation", range(1, 33))
 def test_every_dilation(rng, dilation):
     """17 x 11: one rectangle to nine, Winograd's tiles cut off at either side, the centre alone from 17 on."""
