@@ -124,7 +124,7 @@ def test_more_threads_than_tiles(isa, rng, size, monkeypatch):
     want = torch.stack([naive(x[0], blocks, (1, 2))])
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert relative_error(bottlenecks(x, packed), want) < WINOGRAD
+        assert relative_error(bottlenecks(x, packed), want) < 1.5 * WINOGRAD  # 128 channels
         assert relative_error(bottlenecks(x, packed._replace(winograd=torch.empty(0))), want) < DIRECT
 
 
