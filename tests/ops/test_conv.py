@@ -1,4 +1,4 @@
-"""The convolution with what follows it against a loop over pixels and float64: packing, threads, errors, registration."""
+"""The convolution against a loop over pixels and float64; its packing, threads, errors and registration."""
 
 import sys
 from itertools import product
@@ -199,7 +199,7 @@ def test_nan_and_infinity_stay_near(isa, rng, random_maps, value):
     (torch.bfloat16, 3, 1, 0),
 ], ids=str)  # fmt: skip
 def test_threads_change_nothing(rng, random_maps, monkeypatch, n, dtype, kernel, stride, tile):
-    """Strips and chunks are cut otherwise; every pixel is computed in the same order. Nor do the other images matter."""
+    """Strips and chunks are cut otherwise; every pixel is computed in the same order. Nor do other images matter."""
     weight, bias = (t.to(dtype) for t in random_conv(rng, 32, 64, kernel))
     packed = pack_conv(weight, bias, stride=stride, tile=tile)
     x = random_maps(n, 32, 17, 14).to(dtype)
