@@ -159,7 +159,8 @@ class FusedStem(Fused):
     @staticmethod
     def takes(layer: nn.Module) -> bool:
         """Can `from_conv` make one of it?"""
-        if not isinstance(layer, nn.Conv2d) or layer.in_channels != 3 or layer.dilation != (1, 1):
+        plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
+        if not plain or layer.in_channels != 3:
             return False
         kernel = layer.kernel_size[0]
         square = layer.kernel_size == (kernel, kernel) and layer.stride[0] == layer.stride[1] and kernel in KERNELS

@@ -92,14 +92,9 @@ def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tenso
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last; differentiable in x and residual.
     Raises: InputError on a wrong shape, dtype or device.
     Cost: N H W in out k^2 / stride^2 multiplications; by Winograd's way 16 of 36 (tile 2) or 1 of 4 (tile 4), within
-        1e-6 or 5e-6 of float64, and an infinity or NaN may spread as NaN to the outputs of its tile.
+        1e-6 or 1e-5 of the largest value, and an infinity or NaN may spread as NaN to the outputs of its tile.
     """
-    x = checked_maps(x, packed.weight, WHERE)
-    if residual is not None:
-        h, w = _sizes(x, packed.stride)
-        expected, got = (len(x), len(packed.weight), h, w), tuple(residual.shape)
-        check(got == expected, WHERE, f"residual must be {expected}, got {got}")
-        residual = checked_maps(residual, packed.weight, WHERE, "residual", 0)
+    x, residual = _checked(x, packed, residual)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad))
     if wants_grad or not kernel_takes(x):
         return _reference(x, packed.weight, packed.bias, packed.panels, residual, *packed[3:])
@@ -109,15 +104,28 @@ def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tenso
 
 def conv_reference(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tensor:
     """`conv` in plain PyTorch, for any floating dtype and any device."""
-    x = checked_maps(x, packed.weight, WHERE)
+    x, residual = _checked(x, packed, residual)
     return _reference(x, packed.weight, packed.bias, packed.panels, residual, *packed[3:])
+
+
+def _checked(x: Tensor, packed: PackedConv, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    x = checked_maps(x, packed.weight, WHERE)
+    if residual is not None:
+        h, w = _sizes(x, packed.stride)
+        expected, got = (len(x), len(packed.weight), h, w), tuple(residual.shape)
+        check(got == expected, WHERE, f"residual must be {expected}, got {got}")
+        residual = checked_maps(residual, packed.weight, WHERE, "residual", 0)
+    return x, residual
 
 
 def kernel_takes(x: Tensor) -> bool:
     """Is there a kernel of convolutions for maps of this device and dtype?"""
     if not _ext.usable(x):
         return False
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _ext.kernels().bf16())
+    if x.dtype != torch.bfloat16:
+        return x.dtype == torch.float32
+    # A compiler cannot see into the native module; the op, which it does not see into either, asks again when it runs.
+    return torch.compiler.is_compiling() or _ext.kernels().bf16()
 
 
 def checked_maps(x: Tensor, weight: Tensor, where: str, name: str = "x", axis: int = 1) -> Tensor:

@@ -76,13 +76,9 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), with pooling half of that, rounded up; channels_last.
     Raises: InputError on a wrong shape, dtype or device.
     Cost: N H W out 3 k^2 / stride^2 multiplications; nothing larger than a few rows is stored before the pooling. An
-        infinity or NaN may spread as NaN to outputs one tap further to its left.
+        infinity or NaN may spread as NaN to outputs whose taps end up to 3 columns, for bfloat16 10, to its left.
     """
-    weight = packed.weight
-    valid = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] >= 1 and images.shape[3] >= 1
-    check(valid, WHERE, f"images must be (N, 3, H, W) with H, W >= 1, got {tuple(images.shape)}")
-    kind, got = (f"{t.dtype} on {t.device}" for t in (weight, images))
-    check(kind == got, WHERE, f"images must be {kind} like the packed weights, got {got}")
+    _check_images(images, packed.weight)
     if not kernel_takes(images) or (torch.is_grad_enabled() and images.requires_grad):
         return _reference(images, *packed)
     return (_stem_cpu if _ext.unobserved(images) else torch.ops.hrpose.stem)(images, *packed)
@@ -90,7 +86,15 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
 
 def stem_reference(images: Tensor, packed: PackedStem) -> Tensor:
     """`stem` in plain PyTorch, for any floating dtype and any device."""
+    _check_images(images, packed.weight)
     return _reference(images, *packed)
+
+
+def _check_images(images: Tensor, weight: Tensor) -> None:
+    valid = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] >= 1 and images.shape[3] >= 1
+    check(valid, WHERE, f"images must be (N, 3, H, W) with H, W >= 1, got {tuple(images.shape)}")
+    kind, got = (f"{t.dtype} on {t.device}" for t in (weight, images))
+    check(kind == got, WHERE, f"images must be {kind} like the packed weights, got {got}")
 
 
 def _reference(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, stride: int, pool: bool) -> Tensor:

@@ -1,13 +1,17 @@
-"""Fused bottlenecks against the modules they were made from."""
+"""Fused layers against the modules they were made from."""
+
+import copy
+import io
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hrpose import create_model
 from hrpose.errors import InputError
 from hrpose.models.blocks import BasicBlock, Bottleneck
-from hrpose.models.fused import FusedBottlenecks, fold
+from hrpose.models.fused import FusedBasicBlocks, FusedBottlenecks, FusedConv, FusedStem, fold
 from hrpose.ops import BottleneckWeights, pack_bottlenecks
 
 
@@ -114,3 +118,144 @@ def test_mistakes_are_named(blocks):
             FusedBottlenecks.from_blocks(chain)
     with pytest.raises(InputError, match=r"^bottlenecks: mid width must be a multiple of 16, got 8"):
         FusedBottlenecks.from_blocks(nn.Sequential(Bottleneck(32, 8, 32)))
+
+
+def relative_error(got, want):
+    assert got.shape == want.shape
+    return float((got.double() - want).abs().max() / want.abs().max())
+
+
+@torch.no_grad()
+def test_basic_blocks_equal_the_modules(isa):
+    torch.manual_seed(0)
+    blocks, x = randomised(nn.Sequential(BasicBlock(32), BasicBlock(32), BasicBlock(32))), torch.randn(2, 32, 9, 11)
+    want = copy.deepcopy(blocks).double()(x.double())
+    fused = FusedBasicBlocks.from_blocks(blocks)
+    assert relative_error(fused(x), want) < 2e-5  # Winograd's F(4 x 4, 3 x 3)
+    assert relative_error(FusedBasicBlocks.from_blocks(blocks.double())(x.double()), want) < 1e-13
+    half = FusedBasicBlocks.from_blocks(blocks.bfloat16())(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and relative_error(half, want) < 0.05
+
+
+# Layer, does a ReLU follow. Outputs that are no multiple of 16 are filled up; 512 -> 256 has the direct 3x3.
+CONVS = [
+    (lambda: nn.Conv2d(16, 17, 1), False),
+    (lambda: nn.Conv2d(32, 48, 3, stride=2, padding=1, bias=False), True),
+    (lambda: nn.Conv2d(16, 5, 3, padding=1), True),
+    (lambda: nn.Conv2d(64, 64, 1, stride=3, bias=False), True),
+    (lambda: nn.Conv2d(512, 256, 3, padding=1), False),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("make", "relu"), CONVS, ids=range(len(CONVS)))
+def test_a_convolution_equals_its_module(isa, make, relu):
+    torch.manual_seed(0)
+    layer = make()
+    assert FusedConv.takes(layer)
+    x, fused = torch.randn(2, layer.in_channels, 7, 10), FusedConv.from_conv(layer, relu)
+    got, want = fused(x), copy.deepcopy(layer).double()(x.double())
+    assert relative_error(got, F.relu(want) if relu else want) < 2e-5
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert (got.min() >= 0) == relu and (want.min() < 0)
+    nn.init.zeros_(layer.weight)
+    assert torch.equal(fused(x), got)  # weights of its own
+    half = FusedConv.from_conv(make().bfloat16(), relu)(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and half.shape == got.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "bias"), [(7, 2, False), (3, 2, True), (5, 1, True)])
+def test_a_stem_equals_its_modules(isa, kernel, stride, bias, pool):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 32, kernel, stride, kernel // 2, bias=bias)
+    assert FusedStem.takes(layer)
+    images, fused = torch.randn(2, 3, 15, 22), FusedStem.from_conv(layer, pool)
+    want = F.relu(copy.deepcopy(layer).double()(images.double()))
+    want = F.max_pool2d(want, 3, 2, 1) if pool else want
+    assert relative_error(fused(images), want) < 2e-6
+
+
+def test_what_is_taken():
+    taken = [nn.Conv2d(16, 3, 3, padding=1), nn.Conv2d(32, 1, 1, stride=2), nn.Conv2d(16, 16, (3, 3), (2, 2), (1, 1))]
+    left = [
+        nn.Conv2d(17, 16, 1),
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding="same"),
+        nn.Conv2d(16, 16, 5, padding=2),
+        nn.Conv2d(16, 16, (1, 3), padding=(0, 1)),
+        nn.Conv2d(16, 16, 3, (1, 2), padding=1),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(16, 16, 1),
+        nn.Linear(16, 16),
+    ]
+    assert all(map(FusedConv.takes, taken)) and not any(map(FusedConv.takes, left))
+    taken = [nn.Conv2d(3, 16, 7, 2, 3), nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(3, 32, 1)]
+    left = [
+        nn.Conv2d(3, 24, 7, 2, 3),
+        nn.Conv2d(1, 16, 7, 2, 3),
+        nn.Conv2d(3, 48, 3, padding=1, groups=3),
+        nn.Conv2d(3, 16, 9, padding=4),
+        nn.Conv2d(3, 16, 7, 2, 2),
+        nn.Conv2d(3, 16, 7, (2, 1), 3),
+        nn.Conv2d(3, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(3, 16, 3, padding=1, padding_mode="circular"),
+        nn.ConvTranspose2d(3, 16, 3, padding=1),
+    ]
+    assert all(map(FusedStem.takes, taken)) and not any(map(FusedStem.takes, left))
+
+
+MODULES = {  # name -> drawn anew at every call, and the channels of its input
+    "FusedBottlenecks": (lambda: FusedBottlenecks.from_blocks([randomised(Bottleneck(32, 16, 32))]), 32),
+    "FusedBasicBlocks": (lambda: FusedBasicBlocks.from_blocks([randomised(BasicBlock(32))]), 32),
+    "FusedConv": (lambda: FusedConv.from_conv(nn.Conv2d(32, 17, 3, padding=1), True), 32),
+    "FusedStem": (lambda: FusedStem.from_conv(nn.Conv2d(3, 32, 7, 2, 3), True), 3),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODULES)
+def test_each_is_a_module(isa, name):
+    torch.manual_seed(0)
+    make, channels = MODULES[name]
+    fused, x = make(), torch.randn(2, channels, 9, 7)
+    want, file = fused(x), io.BytesIO()
+    assert type(fused).__name__ == name and not list(fused.parameters()) and not want.requires_grad
+    other = make()
+    assert not torch.equal(other(x), want)
+    other.load_state_dict(fused.state_dict())
+    assert torch.equal(other(x), want)
+    torch.save(fused, file)
+    file.seek(0)
+    saved, copied = torch.load(file, weights_only=False), copy.deepcopy(fused)
+    for buffer in fused.buffers():
+        buffer.zero_()
+    for module in (saved, copied):
+        assert torch.equal(module(x), want)
+    assert not torch.equal(fused(x), want)
+    assert torch.equal(torch.compile(other, fullgraph=True, backend="eager")(x), want)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    exported = torch.export.export(other, (x,), dynamic_shapes=[{0: batch}]).module()
+    assert torch.equal(exported(torch.cat((x, x))), torch.cat((want, want)))
+    assert other.to("meta")(x.to("meta")).shape == want.shape
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_names_mistakes(name):
+    make, channels = MODULES[name]
+    fused, x = make(), torch.zeros(1, channels, 8, 8)
+    with pytest.raises(InputError, match=rf"^{name}: mode must be eval\(\), got train\(\)"):
+        fused.train()(x)
+    with pytest.raises(InputError, match=rf"^{name}: dtype must stay torch.float32, got torch.float64: convert, then"):
+        fused.eval().double()(x.double())
+
+
+def test_basic_blocks_of_other_kinds_are_refused():
+    with pytest.raises(InputError, match=r"^FusedBasicBlocks: block 1 must be a BasicBlock, got Bottleneck"):
+        FusedBasicBlocks.from_blocks([BasicBlock(16), Bottleneck(16, 16, 16)])
+    with pytest.raises(InputError, match=r"out width must be a multiple of 16, got 18"):
+        FusedBasicBlocks.from_blocks([BasicBlock(18)])

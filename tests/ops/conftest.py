@@ -1,0 +1,46 @@
+"""What the tests of several ops share."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from hrpose.ops import _ext
+
+# The sanitizer sees the end of memory by itself, and nothing of what is written into a fence.
+FENCE = 0 if "libasan" in os.environ.get("LD_PRELOAD", "") else 4096  # bytes
+MARGIN = 256  # values
+
+
+@pytest.fixture
+def fenced_workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A kernel's workspace ends where the kernel said, at a fence that must stay whole, and begins as NaN: what is read
+    before it is written shows in a result."""
+    fences: list[torch.Tensor] = []
+
+    def check() -> None:
+        while fences:
+            assert fences.pop().eq(255).all(), "a kernel wrote beyond its workspace"
+
+    def workspace(size: int) -> tuple[torch.Tensor, int]:
+        check()
+        memory = torch.full((size + FENCE,), 255, dtype=torch.uint8)
+        fences.append(memory[size:])
+        return memory, memory.data_ptr()
+
+    monkeypatch.setattr(_ext, "workspace", workspace)
+    yield
+    check()
+
+
+@pytest.fixture
+def random_maps(rng: np.random.Generator) -> Callable[..., torch.Tensor]:
+    """random_maps(n, c, h, w): normal float32 values, channels_last, with NaN on both sides of them in memory."""
+
+    def random_maps(n: int, c: int, h: int, w: int) -> torch.Tensor:
+        maps = torch.full((n * h * w * c + 2 * MARGIN,), torch.nan)[MARGIN:-MARGIN].view(n, h, w, c).permute(0, 3, 1, 2)
+        return maps.copy_(torch.from_numpy(rng.normal(size=(n, c, h, w))))
+
+    return random_maps
