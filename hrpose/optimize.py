@@ -47,9 +47,14 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             it rounds, and is closer to it than ``optimize(model.bfloat16())``.
     Returns: a module with the same call: images (N, 3, H, W) in its dtype -> heatmaps (N, K, H/4, W/4), or whatever
         else the network emits.
-    Raises: InputError for a model in training mode.
+        A network that is optimized already is returned as it is.
+    Raises: InputError for a model in training mode, and for another dtype of one that is optimized already.
     """
     check(not model.training, "optimize", "model must be in eval mode (model.eval()), got one in training mode")
+    if (settled := inference_dtype(model)) is not None:
+        rule = f"must be {settled}, in which this model was optimized, or None"
+        check(dtype in (None, settled), "optimize", f"dtype {rule}, got {dtype}")
+        return model
     fast = copy.deepcopy(model).requires_grad_(False)
     parameter = next(fast.parameters())
     dtype = parameter.dtype if dtype is None else dtype
@@ -69,7 +74,13 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
     _compare(model, fast, dtype)
+    fast.inference_dtype = dtype
     return fast
+
+
+def inference_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of a network that `optimize` made, None for another one."""
+    return getattr(model, "inference_dtype", None)
 
 
 def _fuse_chains(module: nn.Module, dtype: torch.dtype) -> None:

@@ -94,6 +94,13 @@ def test_compiles_and_exports():
         torch.testing.assert_close(exported.module()(images(model, 3))[:2], fast(images(model, 3))[:2])
 
 
+def test_an_optimized_network_stays_as_it_is():
+    fast = optimize(trained("dpn1_32"), torch.bfloat16)
+    assert optimize(fast) is fast and optimize(fast, torch.bfloat16) is fast
+    with pytest.raises(InputError, match=r"optimize: dtype must be torch.bfloat16, in which this model was opt"):
+        optimize(fast, torch.float32)
+
+
 def test_training_mode_is_refused():
     with pytest.raises(InputError, match=r"optimize: model must be in eval mode \(model.eval\(\)\), got one in tr"):
         optimize(create_model("dpn1_32"))

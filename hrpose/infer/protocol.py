@@ -78,8 +78,8 @@ def check_joints(heatmaps: int, skeleton: Skeleton) -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes: the device of its parameters, the CPU for one without."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Where a model computes: the device of its parameters, or buffers; the CPU for one without."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 @torch.inference_mode()

@@ -149,6 +149,21 @@ def test_from_a_checkpoint(model, predictor, photo, tmp_path):
     assert Predictor(str(path), size=(48, 64), device="cpu").size == (48, 64)
 
 
+def test_network_of_ours_is_optimized_or_comes_so(photo):
+    torch.manual_seed(0)
+    network = hrpose.create_model("dpn1_32").eval()
+    own, given = hrpose.Predictor(network), hrpose.Predictor(hrpose.optimize(network))
+    assert own.model is network and any(p.requires_grad for p in network.parameters())
+    with torch.inference_mode():
+        crop = torch.randn(1, 3, 256, 192)
+        want = network(crop)
+        for predictor in (own, given):
+            assert torch.allclose(predictor.network(crop), want, atol=1e-4 * float(want.abs().max()))
+    assert np.allclose(own(photo).scores, given(photo).scores)
+    half = hrpose.Predictor(network, protocol=hrpose.Protocol(precision="bf16"))
+    assert half.network(crop).dtype == torch.float32 and not torch.equal(half.network(crop), own.network(crop))
+
+
 def test_defaults_of_a_network():
     assert Predictor(create_model("dpn1_32")).skeleton == COCO17
     five = Predictor(create_model("dpn1_32", 5))
