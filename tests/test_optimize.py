@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 import threading
 
 import pytest
@@ -238,3 +239,26 @@ def test_no_break_in_the_graph(dtype):
     fast, x = optimize(model), torch.randn(1, 3, 64, 32).to(dtype)
     with torch.no_grad():
         assert torch.equal(torch.compile(fast, fullgraph=True, backend="eager")(x), fast(x))
+
+
+@torch.no_grad()
+def test_float32_by_tf32_is_not_refused(monkeypatch):
+    """As cuDNN multiplies by default: both factors of every convolution with 11 significant bits. The check, told that
+    this is a card, has to allow for it."""
+    convolve = nn.functional.conv2d
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def tf32(x, weight, *rest):
+        return convolve(rounded(x.contiguous()), rounded(weight.contiguous()), *rest)
+
+    model = trained("dpn1_32")
+    fast = optimize(model)  # float32 kernels
+    x = images(model)
+    exact = fast(x)
+    monkeypatch.setattr(nn.functional, "conv2d", tf32)
+    error = ((model(x) - exact).norm() / exact.norm()).item()
+    module = sys.modules[optimize.__module__]
+    on_cpu, on_card = (module._tolerance(torch.float32, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert on_cpu < error < on_card / 2

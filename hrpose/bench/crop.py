@@ -57,7 +57,7 @@ def crop_case(n: int, image_size: tuple[int, int], mode: str, settings: Settings
     read = 3 * min(float(extents.prod(1).sum()), image.numel() / 3)
     case = Case(run(ops.crop_reference), LIMIT, nbytes=read + n * 3 * SIZE[0] * SIZE[1] * 4)
     enter_ours(case, "hrpose", lambda: run(ops.crop), settings.device)
-    fast = compiled(ops.crop_reference, settings.device)
+    fast = compiled(ops.crop_reference, settings.device, [image, transforms])
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     pixels_only = 1e-3 if mode == "exact" else ROUNDED  # float32 positions in grid_sample
     case.enter("F.grid_sample", PYTORCH, lambda: crop_grid_sample(image, transforms), pixels_only)

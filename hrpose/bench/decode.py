@@ -42,7 +42,7 @@ def decode_case(n: int, settings: Settings) -> Case:
 
     case = Case(decode_numpy(*arrays), LIMIT, nbytes=2 * heatmaps.nbytes)
     enter_ours(case, "hrpose", lambda: run(ops.decode), settings.device)
-    fast = compiled(ops.decode_reference, settings.device)
+    fast = compiled(ops.decode_reference, settings.device, [heatmaps, flipped, transforms])
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     if settings.device.type == "cpu":
         case.enter("numpy, all persons at once", LIBRARY, lambda: decode_numpy(*arrays))

@@ -23,7 +23,6 @@ from hrpose.data.dataset import MEAN, STD
 from hrpose.image import read_image
 from hrpose.infer import Predictor, Protocol
 from hrpose.models.fold import fold_batch_norms
-from hrpose.optimize import optimize
 from hrpose.skeleton import COCO17
 from hrpose.synth import SceneOptions, write_dataset
 
@@ -65,7 +64,7 @@ def pipeline_case(persons: int, settings: Settings) -> Case:
         return plain_pipeline(model, file, boxes)
 
     case = Case(plain(), LIMIT, flops=4 * persons * count_cost(model, SIZE).macs)
-    predictor = Predictor(optimize(model), protocol=Protocol(crop="opencv4"))
+    predictor = Predictor(copy.deepcopy(model), protocol=Protocol(crop="opencv4"))  # optimizes by itself
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
         poses = predictor(file, boxes)

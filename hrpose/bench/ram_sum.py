@@ -13,7 +13,7 @@ from torch import Tensor
 from hrpose import ops
 from hrpose.bench.case import DTYPES, PYTORCH, REFERENCE, Case, Settings
 from hrpose.bench.cuda_graph import enter_ours
-from hrpose.bench.engines import COMPILE
+from hrpose.bench.engines import COMPILE, compiled
 from hrpose.bench.plan import Plan
 
 BATCHES = (1, 16)
@@ -59,7 +59,8 @@ def ram_sum_case(n: int, mode: str, layout: str, train: bool, dtype: str, settin
     nbytes = maps + grad.nbytes + train * (2 * grad.nbytes + 2 * maps)
     case = Case(expected, LIMITS[dtype], nbytes=nbytes)
     enter_ours(case, "hrpose", lambda: run(ops.ram_sum), settings.device)
-    fast = torch.compile(composite, dynamic=False)
+    in_graph = settings.device.type == "cuda" and not train
+    fast = compiled(composite, settings.device, leaves) if in_graph else torch.compile(composite, dynamic=False)
     case.invite(COMPILE, PYTORCH, lambda: lambda: run(fast))
     case.enter("reference", REFERENCE, lambda: run(ops.ram_sum_reference))
     return case

@@ -65,13 +65,16 @@ def _times(case: Case, settings: Settings, work: float, peak: float) -> tuple[En
 
 @contextlib.contextmanager
 def settled(settings: Settings) -> Iterator[None]:
-    """torch with the threads asked for; on CUDA float32 that is float32, and cuDNN's fastest algorithms."""
+    """torch with the threads asked for; on CUDA float32 that is float32, cuDNN's fastest algorithms, and the device as
+    the current one, on whose stream time is taken."""
     threads, flags = torch.get_num_threads(), torch.backends.cudnn
     before = flags.allow_tf32, flags.benchmark
     torch.set_num_threads(settings.threads)
     flags.allow_tf32, flags.benchmark = False, True
+    current = torch.cuda.device(settings.device) if settings.device.type == "cuda" else contextlib.nullcontext()
     try:
-        yield
+        with current:
+            yield
     finally:
         torch.set_num_threads(threads)
         flags.allow_tf32, flags.benchmark = before

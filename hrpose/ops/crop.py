@@ -238,7 +238,9 @@ def _crop_fake(image: Tensor, transforms: Tensor, width: int, height: int, openc
     return image.new_empty(transforms.shape[0], 3, height, width, dtype=torch.float32)
 
 
-_ext.library.define("invert_affine(Tensor transforms) -> Tensor")
+# It waits for the card, which no CUDA graph may; the compiler then leaves it out of its own.
+_unsafe = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]  # torch has it since 2.8
+_ext.library.define("invert_affine(Tensor transforms) -> Tensor", tags=_unsafe)
 _ext.library.impl("invert_affine", _invert_affine, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "hrpose::invert_affine", lambda transforms: torch.empty_like(transforms, dtype=torch.float64), lib=_ext.library
