@@ -113,7 +113,7 @@ struct StemArgs {
   const float *bias;   // (out_channels), a multiple of 16
   void *workspace;     // of stem_workspace() bytes
   int64_t n, h, w, stride_n, stride_c, stride_h, stride_w, out_channels;
-  int64_t kernel, stride, depth; // kernel odd, <= kMaxKernel; depth >= 3 kernel, a multiple of 8
+  int64_t kernel, stride, depth; // kernel odd, <= kMaxKernel; depth >= 3 kernel, for bf16 a multiple of 32
   bool pool, bf16;               // bf16 as in ConvArgs
   int threads;
 };

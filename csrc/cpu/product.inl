@@ -82,23 +82,31 @@ __attribute__((noinline)) void product_tile(const Product<T> &p, int row, int64_
       a[i] = term->rows[row + i] + term->offset;
     // One pointer into the weights: with twelve rows and k, no more registers are left.
     const T *b = term->weights + panel * term->k + col % kPanel * kDepth<T>;
-    for (int64_t k = 0, count = term->k; k < count; k += 4 * kDepth<T>)
-#pragma GCC unroll 4
-      for (int step = 0; step < 4; ++step, b += P * kDepth<T>) {
-        decltype(load_weights(b)) weights[V];
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
+      decltype(load_weights(b)) weights[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) {
-          weights[v] = load_weights(b + v * kLanes * kDepth<T>);
-          __builtin_prefetch(b + v * kLanes * kDepth<T> + kAhead / int64_t(sizeof(T)));
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) {
-          const auto value = broadcast_inputs(a[i] + k + step * kDepth<T>);
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v)
-            sum[i][v] = multiply_add(value, weights[v], sum[i][v]);
-        }
+      for (int v = 0; v < V; ++v) {
+        weights[v] = load_weights(b + v * kLanes * kDepth<T>);
+        __builtin_prefetch(b + v * kLanes * kDepth<T> + kAhead / int64_t(sizeof(T)));
       }
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        const auto value = broadcast_inputs(a[i] + k);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          sum[i][v] = multiply_add(value, weights[v], sum[i][v]);
+      }
+      b += P * kDepth<T>;
+    };
+    int64_t k = 0;
+    for (const int64_t whole = term->k - 3 * kDepth<T>; k < whole; k += 4 * kDepth<T>) {
+      step(k);
+      step(k + kDepth<T>);
+      step(k + 2 * kDepth<T>);
+      step(k + 3 * kDepth<T>);
+    }
+    for (; k < term->k; k += kDepth<T>)
+      step(k);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)

@@ -4,7 +4,7 @@
 //     out = [pool] relu (W * image + b)
 //
 // The k taps of a row lie side by side in NHWC, so a convolution row is a product of k terms of 3 k values each, which
-// zero weights fill up to `depth`; for that the image is copied with zeros around it. Reads the copy k / stride times,
+// zero weights may fill up to `depth`; for that the image is copied with zeros around it. Reads the copy k / stride times,
 // from the cache, and writes only what leaves the pooling: two rows of the convolution at a time, and the one before
 // them, stay in the cache. Workers take images, or shares of the rows.
 

@@ -214,20 +214,20 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last; differentiable in x.
     Raises: InputError on a wrong shape, dtype or device, or weights that were packed for another device.
     Cost: N H W mid (in + 9 mid + out) multiplications for a block of stride 1, less what lies in padding and what, on
-        the CPU, Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for the six blocks of a
-        dilation pyramid, 6e-6 with 128 channels. An infinity or NaN in x
-        may spread as NaN over the 4x4 pixels of its neighbours.
+        the CPU, Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for the six blocks of a dilation
+        pyramid, 6e-6 with 128 channels. An infinity or NaN in x may spread as NaN over 4x4 pixels around it.
     """
     x = _checked(x, packed)
-    fits = (packed.layout == "panels") == x.is_cpu or not (x.is_cpu or x.is_cuda)
-    wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"
-    got = f"{packed.layout!r}: pack them for this device"
-    check(fits, WHERE, f"layout of weights on {x.device.type} must be {wanted}, got {got}")
+    if (packed.layout == "panels") != x.is_cpu and (x.is_cpu or x.is_cuda):
+        wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"
+        got = f"{packed.layout!r}: pack them for this device"
+        check(False, WHERE, f"layout of weights on {x.device.type} must be {wanted}, got {got}")
     wants_grad = torch.is_grad_enabled() and x.requires_grad
     kernel = packed.layout == "fragments" if x.is_cuda else _ext.usable(x) and x.dtype in CPU_DTYPES
-    if kernel and not wants_grad:
-        return torch.ops.hrpose.bottlenecks(x, *packed)
-    return _reference(x, *packed)
+    if not kernel or wants_grad:
+        return _reference(x, *packed)
+    run = _bottlenecks_cpu if x.is_cpu and _ext.unobserved(x) else torch.ops.hrpose.bottlenecks
+    return run(x, *packed)
 
 
 def bottlenecks_reference(x: Tensor, packed: PackedBottlenecks) -> Tensor:
@@ -237,11 +237,12 @@ def bottlenecks_reference(x: Tensor, packed: PackedBottlenecks) -> Tensor:
 
 def _checked(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     x = _ext.to_tensor(x, WHERE, "x", packed.weights)
-    channels = packed.in_channels
-    valid = x.ndim == 4 and x.shape[1] == channels and x.shape[2] >= 1 and x.shape[3] >= 1
-    check(valid, WHERE, f"x must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")
-    kind, got = (f"{t.dtype} on {t.device}" for t in (packed.weights, x))
-    check(kind == got, WHERE, f"x must be {kind} like the packed weights, got {got}")
+    channels, weights = packed.in_channels, packed.weights
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] < 1 or x.shape[3] < 1:
+        check(False, WHERE, f"x must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")
+    if x.dtype != weights.dtype or x.device != weights.device:
+        kind, got = (f"{t.dtype} on {t.device}" for t in (weights, x))
+        check(False, WHERE, f"x must be {kind} like the packed weights, got {got}")
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -13,7 +13,7 @@ from hrpose.ops.panels import MULTIPLE, to_panels
 
 WHERE = "stem"
 KERNELS = (1, 3, 5, 7)  # up to kMaxKernel of csrc/cpu/kernels.h
-# Values of a term are a multiple of this: of the kernel's loop, and for bfloat16 of AMX's tiles.
+# The values of a term are filled up to a multiple of this: AMX multiplies 32 at a time.
 _STEP = {torch.bfloat16: 32}
 
 
@@ -21,7 +21,7 @@ class PackedStem(NamedTuple):
     """What `pack_stem` makes of a convolution.
 
     weight (out, 3, k, k) as it was; bias (out), float32 for bfloat16 weights; panels: weight as the kernel reads it,
-    flat: for each row of taps a matrix of the 3 k values that lie side by side, filled up with zeros.
+    flat: for each row of taps a matrix of the 3 k values that lie side by side, in bfloat16 filled up with zeros.
     """
 
     weight: Tensor
@@ -59,7 +59,7 @@ def pack_stem(weight: Tensor, bias: Tensor, *, stride: int = 2, pool: bool = Fal
 
 
 def _depth(weight: Tensor) -> int:
-    step = _STEP.get(weight.dtype, 8)
+    step = _STEP.get(weight.dtype, 1)
     return -(-3 * weight.shape[3] // step) * step
 
 
@@ -75,8 +75,8 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
         packed: weights by `pack_stem`.
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), with pooling half of that, rounded up; channels_last.
     Raises: InputError on a wrong shape, dtype or device.
-    Cost: N H W out 3 k^2 / stride^2 multiplications; nothing larger than a few rows is stored before the pooling. An
-        infinity or NaN may spread as NaN to outputs whose taps end up to 3 columns, for bfloat16 10, to its left.
+    Cost: N H W out 3 k^2 / stride^2 multiplications; nothing larger than a few rows is stored before the pooling. In
+        bfloat16 an infinity or NaN may spread as NaN to outputs whose taps end up to 10 columns to its left.
     """
     _check_images(images, packed.weight)
     if not kernel_takes(images) or (torch.is_grad_enabled() and images.requires_grad):
