@@ -194,6 +194,19 @@ def test_the_kernels_run_here():
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_each_call_is_a_kernel_of_ours(name):
+    """Not the reference, to which ops turn where sizes, types or cards are not for a kernel."""
+    call = SMALL[name]()
+    inputs = call.on()
+    call.run(*inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        call.run(*inputs)
+        torch.cuda.synchronize()
+    names = [event.key for event in found.key_averages()]
+    assert any("hrpose" in kernel and "_kernel" in kernel for kernel in names), names
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_once(name):
     """Every op on small odd shapes against float64: short enough for compute-sanitizer."""
     call = SMALL[name]()
