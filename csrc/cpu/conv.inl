@@ -70,7 +70,7 @@ void conv_direct(const ConvLayer<T> &layer, const ConvMaps<T> &maps, const ConvS
         rows[tap++][at] = inside ? image + (row * maps.w + col) * layer.in : scratch.zeros;
       }
     out[at] = maps.out + i * layer.out;
-    residual[at] = maps.residual + i * layer.out;
+    residual[at] = maps.residual ? maps.residual + i * layer.out : nullptr;
     if (++x == out_w) {
       x = 0;
       if (++y == out_h)
@@ -107,7 +107,7 @@ void conv_winograd(const ConvLayer<float> &layer, const ConvMaps<float> &maps, c
       const int64_t y = y0 + i / T, x = x0 + i % T, at = ((n * h + y) * w + x) * layer.out;
       const bool inside = y < h && x < w;
       out[t][i] = inside ? maps.out + at : scratch.spare;
-      residual[t][i] = inside ? maps.residual + at : scratch.spare;
+      residual[t][i] = inside && maps.residual ? maps.residual + at : scratch.spare;
     }
   }
   winograd_tiles<T>({layer.weights, layer.bias, layer.in, layer.out, layer.rectify}, scratch.factors, scratch.products,

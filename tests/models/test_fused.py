@@ -240,7 +240,7 @@ def test_each_is_a_module(isa, name):
     assert torch.equal(torch.compile(other, fullgraph=True, backend="eager")(x), want)
     batch = torch.export.Dim("batch", min=1, max=8)
     exported = torch.export.export(other, (x,), dynamic_shapes=[{0: batch}]).module()
-    assert torch.equal(exported(torch.cat((x, x))), torch.cat((want, want)))
+    assert close(exported(torch.cat((x, x))), torch.cat((want, want)))
     assert other.to("meta")(x.to("meta")).shape == want.shape
 
 

@@ -10,6 +10,8 @@ import torch
 from hrpose.errors import InputError
 from hrpose.ops import BottleneckWeights, _ext, bottlenecks, bottlenecks_reference, pack_bottlenecks
 
+pytestmark = pytest.mark.usefixtures("fenced_workspace")
+
 # Relative to the largest value. Float32 sums of a few hundred products; Winograd's transforms lose a digit of that.
 DIRECT, WINOGRAD = 1e-6, 4e-6
 PYRAMID = (32, 16, 8, 4, 2, 1)

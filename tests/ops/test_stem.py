@@ -1,6 +1,7 @@
 """The fused stem against a loop over pixels and float64; its packing, threads, errors and registration."""
 
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -174,23 +175,22 @@ def test_nan_and_infinity_stay_near(isa, rng, kernel, further, value):
     assert not bad[0, :, : 14 - reach - further].any() and not bad[0, 6 + reach :].any() and not bad[1].any()
 
 
-@pytest.mark.parametrize("n", range(5))
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_threads_change_nothing(rng, monkeypatch, n, pool, dtype):
+def test_threads_change_nothing(isa, rng, monkeypatch, pool, dtype):
     """Fewer images than threads, as many, more; and more threads than rows."""
     weight, bias = (t.to(dtype) for t in random_stem(rng, 32, 7))
     packed = pack_stem(weight, bias, pool=pool)
+    if not kernel_takes(weight):
+        pytest.skip(f"no kernel takes {dtype} here")
     monkeypatch.setattr(sys.modules[stem.__module__], "PARALLEL_ABOVE", 0)
     for size in ((23, 18), (5, 6), (1, 9)):
-        images = random_images(rng, n, 3, *size).to(dtype)
+        images = random_images(rng, 4, 3, *size).to(dtype)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        want = stem(images, packed)
-        alone = [stem(image[None], packed) for image in images]
-        assert torch.equal(torch.cat(alone) if n else want, want) and not want.isnan().any()
-        for threads in (2, 3, 8):
+        wants = torch.cat([stem(image[None], packed) for image in images])
+        for n, threads in product(range(5), (1, 2, 3, 8)):
             monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            assert torch.equal(stem(images, packed), want)
+            assert torch.equal(stem(images[:n], packed), wants[:n])
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -208,7 +208,8 @@ def test_layouts_and_gradients(isa, rng, pool):
         part = wide[2:, 4:7, 3:12, 20:27]
         part.copy_(images)
         assert torch.equal(stem(part, packed), want)
-    assert torch.equal(stem(images[:1].expand(3, -1, -1, -1), packed), want[:1].expand(3, -1, -1, -1))
+    thrice = images[:1].expand(3, -1, -1, -1)
+    assert torch.equal(stem(thrice, packed), stem(thrice.clone(), packed))
     grey = images[:, :1].expand(-1, 3, -1, -1)
     assert torch.equal(stem(grey, packed), stem(grey.contiguous(), packed))
     assert torch.equal(images, before) and stem(images[:0], packed).shape == (0, *want.shape[1:])
