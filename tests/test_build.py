@@ -92,7 +92,8 @@ def test_cuda_sources_compile(build, monkeypatch, tmp_path, source):
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    assert len(spills) >= len(targets) and set(spills) == {("0", "0")}
+    assert len(spills) >= log.count("Compiling entry function") and set(spills) <= {("0", "0")}
+    assert len(spills) >= len(targets) or source.name == "bottlenecks.cu"  # which calls the kernels of other files
     assert not re.findall(r"\(?C75(?:0[7-9]|1\d|20)\b.*", log)
 
 

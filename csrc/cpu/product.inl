@@ -201,6 +201,8 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
         const Term<Bf16> &term = p.terms[i];
         const Bf16 *weights = term.weights + col * term.k;
         for (int64_t k = 0; k < term.k; k += kStep, weights += kStep * kPanel) {
+          for (int64_t line = 0; !block && line < kStep * kPanel; line += kLine / int64_t(sizeof(Bf16)))
+            __builtin_prefetch(weights + 2 * kStep * kPanel + line); // two steps ahead; later blocks find it in L1
           _tile_loadd(6, weights, kWeights);
           _tile_loadd(4, a[i].first + k, a[i].stride);
           _tile_loadd(7, weights + kPanel, kWeights);
