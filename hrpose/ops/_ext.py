@@ -183,7 +183,8 @@ def unobserved(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if tensor is not None and type(tensor) is not Tensor:
+        # is_neg: torch's dispatcher, not the memory, knows the sign of what `x.conj().imag` gives
+        if tensor is not None and (type(tensor) is not Tensor or tensor.is_neg()):
             return False
     for observer in _observers:  # loops, not any(): this is there for speed
         if observer():

@@ -216,3 +216,14 @@ def test_whoever_watches_sees_the_ops(rng):
     torch.func.vmap(lambda values: watched.append(_ext.unobserved(values)) or values)(maps)
     assert watched == [False]
     assert _ext.unobserved(maps) and not _ext.unobserved(torch.nn.Parameter(maps))
+
+
+@needs_native
+def test_lazily_negated_tensors(rng):
+    """Their memory holds the other sign."""
+    images = torch.from_numpy(rng.normal(size=(1, 3, 8, 8)) + 1j * rng.normal(size=(1, 3, 8, 8))).cfloat().conj().imag
+    packed = ops.pack_stem(torch.ones(16, 3, 3, 3), torch.ones(16))
+    assert images.is_neg() and not _ext.unobserved(images)
+    assert torch.equal(ops.stem(images, packed), ops.stem(images.resolve_neg(), packed))
+    assert torch.equal(ops.decode(images)[0], ops.decode(images.resolve_neg())[0])
+    assert torch.equal(ops.ram_sum([images]), torch.relu(images))
