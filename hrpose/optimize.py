@@ -16,7 +16,7 @@ from hrpose.models.hrnet import HRNetTrunk
 from hrpose.models.resnet import ResNetTrunk
 from hrpose.ops import _ext
 from hrpose.ops.bottlenecks import default_layout
-from hrpose.ops.conv import kernel_takes
+from hrpose.ops.maps import kernel_takes
 from hrpose.ops.panels import MULTIPLE
 
 # Of the output's norm: folding and other orders of summation round differently; a wrong layer is off by most of it.
@@ -84,12 +84,17 @@ def inference_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def _fuse_chains(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every Sequential of bottlenecks or of basic blocks, and every Sequential of such, by the kernel."""
+    """Replace every Sequential of bottlenecks or of basic blocks, and every Sequential of such, by the kernel; basic
+    blocks have one on the CPU alone."""
     for name, child in module.named_children():
         bottlenecks, basic = _chain(child, Bottleneck), _chain(child, BasicBlock)
         if bottlenecks and all(_fusable(block, index == 0, dtype) for index, block in enumerate(bottlenecks)):
             setattr(module, name, FusedBottlenecks.from_blocks(bottlenecks, dtype))
-        elif basic and kernel_takes(basic[0].conv1.weight.to(dtype)) and basic[0].conv1.in_channels % MULTIPLE == 0:
+        elif (
+            basic
+            and kernel_takes(basic[0].conv1.weight.new_empty(0, dtype=dtype))
+            and basic[0].conv1.in_channels % MULTIPLE == 0
+        ):
             setattr(module, name, FusedBasicBlocks.from_blocks(basic, dtype))
         else:
             _fuse_chains(child, dtype)
@@ -109,7 +114,7 @@ def _fusable(block: Bottleneck, first: bool, dtype: torch.dtype) -> bool:
     """Does a kernel take it? Only the first of a chain may change width or size, with the stride in its 3x3."""
     widths = (block.conv1.in_channels, block.conv1.out_channels, block.conv3.out_channels)
     plain = block.conv1.stride == (1, 1) and (first or block.downsample is None)
-    kernel = default_layout(block.conv1.weight.to(dtype), *widths) != "rows"
+    kernel = default_layout(block.conv1.weight.new_empty(0, dtype=dtype), *widths) != "rows"
     return plain and kernel and all(width % MULTIPLE == 0 for width in widths)
 
 

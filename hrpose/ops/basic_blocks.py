@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hrpose.errors import check
 from hrpose.ops import _ext
-from hrpose.ops.conv import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps, pack_conv
+from hrpose.ops.conv import pack_conv
+from hrpose.ops.maps import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps
 
 WHERE = "basic_blocks"
 
@@ -61,7 +62,7 @@ def basic_blocks(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
     Raises: InputError on a wrong shape, dtype or device.
     Cost: see `conv`, twice per block.
     """
-    x = checked_maps(x, packed.weights[0], WHERE)
+    x = checked_maps(x, packed.weights.shape[2], packed.weights, WHERE)
     if not kernel_takes(x) or (torch.is_grad_enabled() and x.requires_grad):
         return _reference(x, *packed)
     return (_basic_blocks_cpu if _ext.unobserved(x) else torch.ops.hrpose.basic_blocks)(x, *packed)
@@ -69,7 +70,7 @@ def basic_blocks(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
 
 def basic_blocks_reference(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
     """`basic_blocks` in plain PyTorch, for any floating dtype and any device."""
-    return _reference(checked_maps(x, packed.weights[0], WHERE), *packed)
+    return _reference(checked_maps(x, packed.weights.shape[2], packed.weights, WHERE), *packed)
 
 
 def _reference(x: Tensor, weights: Tensor, biases: Tensor, panels: Tensor, tile: int) -> Tensor:

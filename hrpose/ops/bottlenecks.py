@@ -11,12 +11,11 @@ from hrpose.errors import check, check_choice
 from hrpose.ops import _ext
 from hrpose.ops.fragments import MULTIPLE as FRAGMENT
 from hrpose.ops.fragments import from_fragments, to_fragments
+from hrpose.ops.maps import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps, strided_sizes
 from hrpose.ops.panels import MULTIPLE, from_panels, to_panels, winograd_panels
 
 WHERE = "bottlenecks"
-# Below this many multiplications per image or batch, waking other threads costs more than it saves.
-PARALLEL_ABOVE = 2_000_000
-CPU_DTYPES, CUDA_DTYPES = (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16)
+CUDA_DTYPES = (torch.bfloat16, torch.float16)
 CUDA_MIDS = (32, 64, 128)
 # How a matrix is laid out, and taken apart again.
 LAYOUTS = {
@@ -217,13 +216,13 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
         the CPU, Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for the six blocks of a dilation
         pyramid, 6e-6 with 128 channels. An infinity or NaN in x may spread as NaN over 4x4 pixels around it.
     """
-    x = _checked(x, packed)
+    x = checked_maps(x, packed.in_channels, packed.weights, WHERE)
     if (packed.layout == "panels") != x.is_cpu and (x.is_cpu or x.is_cuda):
         wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"
         got = f"{packed.layout!r}: pack them for this device"
         check(False, WHERE, f"layout of weights on {x.device.type} must be {wanted}, got {got}")
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    kernel = packed.layout == "fragments" if x.is_cuda else _ext.usable(x) and x.dtype in CPU_DTYPES
+    kernel = packed.layout == "fragments" if x.is_cuda else kernel_takes(x)
     if not kernel or wants_grad:
         return _reference(x, *packed)
     run = _bottlenecks_cpu if x.is_cpu and _ext.unobserved(x) else torch.ops.hrpose.bottlenecks
@@ -232,18 +231,7 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
 
 def bottlenecks_reference(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     """`bottlenecks` in plain PyTorch, for any floating dtype and any device."""
-    return _reference(_checked(x, packed), *packed)
-
-
-def _checked(x: Tensor, packed: PackedBottlenecks) -> Tensor:
-    x = _ext.to_tensor(x, WHERE, "x", packed.weights)
-    channels, weights = packed.in_channels, packed.weights
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] < 1 or x.shape[3] < 1:
-        check(False, WHERE, f"x must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")
-    if x.dtype != weights.dtype or x.device != weights.device:
-        kind, got = (f"{t.dtype} on {t.device}" for t in (weights, x))
-        check(False, WHERE, f"x must be {kind} like the packed weights, got {got}")
-    return x.contiguous(memory_format=torch.channels_last)
+    return _reference(checked_maps(x, packed.in_channels, packed.weights, WHERE), *packed)
 
 
 def _reference(
@@ -267,8 +255,7 @@ def _bottlenecks_cpu(
     x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
     project: bool, stride: int, dilations: Sequence[int], layout: str,
 ) -> Tensor:  # fmt: skip
-    bf16 = x.dtype == torch.bfloat16
-    if layout != "panels" or not _ext.usable(x) or (bf16 and not _ext.kernels().bf16()):
+    if layout != "panels" or not kernel_takes(x):
         return _reference(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
     n, _, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
@@ -279,7 +266,8 @@ def _bottlenecks_cpu(
     threads = torch.get_num_threads() if products > PARALLEL_ABOVE else 1
     tensors = [x, result, weights.contiguous(), biases.contiguous(), winograd.contiguous(), torch.tensor(dilations)]
     addresses = [t.data_ptr() for t in tensors]  # 0 for a tensor without values
-    sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, bf16, project, threads)
+    sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, x.dtype == torch.bfloat16)
+    sizes += (project, threads)
     kernels = _ext.kernels()
     _memory, at = _ext.workspace(kernels.bottlenecks_workspace(*addresses, 0, *sizes))
     kernels.bottlenecks_fwd(*addresses, at, *sizes)
@@ -318,8 +306,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 def _bottlenecks_fake(
     x: Tensor, weights, biases, winograd, in_channels, mid, out: int, project, stride: int, dilations, layout
 ) -> Tensor:
-    h, w = (1 + (size - 1) // stride for size in x.shape[2:])
-    return x.new_empty((x.shape[0], h, w, out)).permute(0, 3, 1, 2)
+    return new_maps(x, out, *strided_sizes(x, stride))
 
 
 _ext.library.define(

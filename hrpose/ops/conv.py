@@ -8,11 +8,10 @@ from torch import Tensor
 
 from hrpose.errors import check, check_choice, check_count
 from hrpose.ops import _ext
+from hrpose.ops.maps import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps, strided_sizes
 from hrpose.ops.panels import MULTIPLE, to_panels, winograd_panels
 
 WHERE = "conv"
-# Below this many multiplications, waking other threads costs more than it saves.
-PARALLEL_ABOVE = 2_000_000
 
 
 class PackedConv(NamedTuple):
@@ -109,44 +108,13 @@ def conv_reference(x: Tensor, packed: PackedConv, residual: Tensor | None = None
 
 
 def _checked(x: Tensor, packed: PackedConv, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    x = checked_maps(x, packed.weight, WHERE)
+    x = checked_maps(x, packed.weight.shape[1], packed.weight, WHERE)
     if residual is not None:
-        h, w = _sizes(x, packed.stride)
+        h, w = strided_sizes(x, packed.stride)
         expected, got = (len(x), len(packed.weight), h, w), tuple(residual.shape)
         check(got == expected, WHERE, f"residual must be {expected}, got {got}")
-        residual = checked_maps(residual, packed.weight, WHERE, "residual", 0)
+        residual = checked_maps(residual, len(packed.weight), packed.weight, WHERE, "residual")
     return x, residual
-
-
-def kernel_takes(x: Tensor) -> bool:
-    """Is there a kernel of convolutions for maps of this device and dtype?"""
-    if not _ext.usable(x):
-        return False
-    if x.dtype != torch.bfloat16:
-        return x.dtype == torch.float32
-    # A compiler cannot see into the native module; the op, which it does not see into either, asks again when it runs.
-    return torch.compiler.is_compiling() or _ext.kernels().bf16()
-
-
-def checked_maps(x: Tensor, weight: Tensor, where: str, name: str = "x", axis: int = 1) -> Tensor:
-    """Maps as the kernels read them, channels_last. Raises: InputError unless x is (N, C, H, W) with the C, dtype and
-    device of the weight, whose inputs are on axis 1, outputs on axis 0."""
-    channels = weight.shape[axis]
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] < 1 or x.shape[3] < 1:
-        check(False, where, f"{name} must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")
-    if x.dtype != weight.dtype or x.device != weight.device:
-        kind, got = (f"{t.dtype} on {t.device}" for t in (weight, x))
-        check(False, where, f"{name} must be {kind} like the packed weights, got {got}")
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def new_maps(x: Tensor, channels: int, h: int, w: int) -> Tensor:
-    """Uninitialised (N, channels, h, w), channels_last, with the N of x."""
-    return x.new_empty((x.shape[0], h, w, channels)).permute(0, 3, 1, 2)
-
-
-def _sizes(x: Tensor, stride: int) -> tuple[int, int]:
-    return 1 + (x.shape[2] - 1) // stride, 1 + (x.shape[3] - 1) // stride
 
 
 def _reference(
@@ -181,7 +149,7 @@ def _conv_cpu(
 
 
 def _conv_fake(x: Tensor, weight: Tensor, bias, panels, residual, stride: int, tile, relu) -> Tensor:
-    return new_maps(x, weight.shape[0], *_sizes(x, stride))
+    return new_maps(x, weight.shape[0], *strided_sizes(x, stride))
 
 
 _ext.library.define(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrpose.errors import check, check_count
 from hrpose.ops import _ext
-from hrpose.ops.conv import PARALLEL_ABOVE, kernel_takes, new_maps
+from hrpose.ops.maps import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps, strided_sizes
 from hrpose.ops.panels import MULTIPLE, to_panels
 
 WHERE = "stem"
@@ -78,7 +78,7 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
     Cost: N H W out 3 k^2 / stride^2 multiplications; nothing larger than a few rows is stored before the pooling. In
         bfloat16 an infinity or NaN may spread as NaN to outputs whose taps end up to 10 columns to its left.
     """
-    _check_images(images, packed.weight)
+    images = checked_maps(images, 3, packed.weight, WHERE, "images")
     if not kernel_takes(images) or (torch.is_grad_enabled() and images.requires_grad):
         return _reference(images, *packed)
     return (_stem_cpu if _ext.unobserved(images) else torch.ops.hrpose.stem)(images, *packed)
@@ -86,15 +86,8 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
 
 def stem_reference(images: Tensor, packed: PackedStem) -> Tensor:
     """`stem` in plain PyTorch, for any floating dtype and any device."""
-    _check_images(images, packed.weight)
+    images = checked_maps(images, 3, packed.weight, WHERE, "images")
     return _reference(images, *packed)
-
-
-def _check_images(images: Tensor, weight: Tensor) -> None:
-    valid = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] >= 1 and images.shape[3] >= 1
-    check(valid, WHERE, f"images must be (N, 3, H, W) with H, W >= 1, got {tuple(images.shape)}")
-    kind, got = (f"{t.dtype} on {t.device}" for t in (weight, images))
-    check(kind == got, WHERE, f"images must be {kind} like the packed weights, got {got}")
 
 
 def _reference(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, stride: int, pool: bool) -> Tensor:
@@ -121,7 +114,7 @@ def _stem_cpu(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, stri
 
 
 def _stem_fake(images: Tensor, weight: Tensor, bias, panels, stride: int, pool: bool) -> Tensor:
-    h, w = (1 + (size - 1) // stride for size in images.shape[2:])
+    h, w = strided_sizes(images, stride)
     return new_maps(images, weight.shape[0], *((1 + (h - 1) // 2, 1 + (w - 1) // 2) if pool else (h, w)))
 
 

@@ -44,3 +44,23 @@ def random_maps(rng: np.random.Generator) -> Callable[..., torch.Tensor]:
         return maps.copy_(torch.from_numpy(rng.normal(size=(n, c, h, w))))
 
     return random_maps
+
+
+@pytest.fixture
+def compiles_and_exports() -> Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], None]:
+    """compiles_and_exports(function, x): a function of a batch is the same in one graph of the compiler, and exported
+    with a batch of any size; x holds two."""
+
+    def compiles_and_exports(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+        want = function(x)
+        assert torch.equal(torch.compile(function, fullgraph=True, backend="eager")(x), want)
+
+        class Module(torch.nn.Module):
+            forward = staticmethod(function)
+
+        batch = torch.export.Dim("batch", min=1, max=64)
+        exported = torch.export.export(Module(), (x,), dynamic_shapes=[{0: batch}])
+        three = torch.cat((x, x[:1]))
+        assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), function(three))
+
+    return compiles_and_exports

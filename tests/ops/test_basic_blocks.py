@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hrpose.errors import InputError
 from hrpose.ops import _ext, basic_blocks, basic_blocks_reference, pack_basic_blocks
-from hrpose.ops.conv import kernel_takes
+from hrpose.ops.maps import kernel_takes
 
 pytestmark = pytest.mark.usefixtures("fenced_workspace")
 needs_native = pytest.mark.skipif(_ext.native() is None, reason=str(_ext.why_reference()))
@@ -272,24 +272,12 @@ def test_mistakes_are_named(function, x, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_registration_and_compile(rng, random_maps, dtype):
+def test_registration_and_compile(rng, random_maps, dtype, compiles_and_exports):
     packed = pack_basic_blocks(cast(random_convs(rng, 16, 2), dtype))
     x = random_maps(2, 16, 9, 7).to(dtype)
     torch.library.opcheck(torch.ops.hrpose.basic_blocks.default, (x, *packed))
 
-    def double(maps):
-        return basic_blocks(maps * 2, packed) + 1
-
-    want = double(x)
-    assert torch.equal(torch.compile(double, fullgraph=True, backend="eager")(x), want)
-
-    class Module(torch.nn.Module):
-        forward = staticmethod(double)
-
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(Module(), (x,), dynamic_shapes=[{0: batch}])
-    three = torch.cat((x, x[:1]))
-    assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), double(three))
+    compiles_and_exports(lambda maps: basic_blocks(maps * 2, packed) + 1, x)
 
 
 def test_other_devices_and_dtypes_take_the_reference(rng):

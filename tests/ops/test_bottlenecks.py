@@ -297,26 +297,14 @@ def test_mistakes_are_named(function, x, message):
         function(x, pack_bottlenecks(**changed(), dilations=(1, 1)))
 
 
-def test_registration_and_compile(rng):
+def test_registration_and_compile(rng, compiles_and_exports):
     packed = pack_bottlenecks(cast(random_blocks(rng, 16, 16, 32, 2, True)), (1, 3), 2)
     x = random_maps(rng, 2, 16, 9, 7)
     torch.library.opcheck(torch.ops.hrpose.bottlenecks.default, (x, *packed))
     half = pack_bottlenecks(cast(random_blocks(rng, 16, 16, 16, 1), torch.bfloat16), (1,))
     torch.library.opcheck(torch.ops.hrpose.bottlenecks.default, (x.bfloat16(), *half))
 
-    def double(maps):
-        return bottlenecks(maps * 2, packed)
-
-    want = double(x)
-    assert torch.equal(torch.compile(double, fullgraph=True, backend="eager")(x), want)
-
-    class Module(torch.nn.Module):
-        forward = staticmethod(double)
-
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(Module(), (x,), dynamic_shapes=[{0: batch}])
-    three = torch.cat((x, x[:1]))
-    assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), double(three))
+    compiles_and_exports(lambda maps: bottlenecks(maps * 2, packed), x)
     assert bottlenecks(x[:0], packed).shape == (0, 32, 5, 4)
 
 

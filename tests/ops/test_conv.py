@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from hrpose.errors import InputError
 from hrpose.ops import _ext, conv, conv_reference, pack_conv
-from hrpose.ops.conv import kernel_takes, winograd_tile
+from hrpose.ops.conv import winograd_tile
+from hrpose.ops.maps import kernel_takes
 
 pytestmark = pytest.mark.usefixtures("fenced_workspace")
 
@@ -291,27 +292,25 @@ def test_mistakes_are_named(function, x, residual, message):
         function(x, pack_conv(WEIGHT, BIAS, stride=2), residual)
 
 
+def test_what_is_no_dense_tensor_is_named(rng):
+    weight, bias = (t.float() for t in random_conv(rng, 16, 32, 3))
+    packed = pack_conv(weight, bias)
+    for x in (torch.zeros(1, 16, 3, 3).to_sparse(), "maps"):
+        with pytest.raises(InputError, match=r"^conv: x must be a (dense )?tensor"):
+            conv(x, packed)
+    array = rng.normal(size=(1, 16, 3, 3)).astype("float32")
+    assert torch.equal(conv(array, packed), conv(torch.from_numpy(array), packed))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_registration_and_compile(rng, random_maps, dtype):
+def test_registration_and_compile(rng, random_maps, dtype, compiles_and_exports):
     weight, bias = (t.to(dtype) for t in random_conv(rng, 16, 32, 3))
     packed, x = pack_conv(weight, bias, stride=2, relu=True), random_maps(2, 16, 9, 7).to(dtype)
     residual = random_maps(2, 32, 5, 4).to(dtype)
     for added in (None, residual):
         torch.library.opcheck(torch.ops.hrpose.conv.default, (x, *packed[:3], added, *packed[3:]))
 
-    def double(maps):
-        return conv(maps * 2, packed) + 1
-
-    want = double(x)
-    assert torch.equal(torch.compile(double, fullgraph=True, backend="eager")(x), want)
-
-    class Module(torch.nn.Module):
-        forward = staticmethod(double)
-
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(Module(), (x,), dynamic_shapes=[{0: batch}])
-    three = torch.cat((x, x[:1]))
-    assert torch.equal(exported.module()(x), want) and torch.equal(exported.module()(three), double(three))
+    compiles_and_exports(lambda maps: conv(maps * 2, packed) + 1, x)
 
 
 def test_other_devices_and_dtypes_take_the_reference(rng):

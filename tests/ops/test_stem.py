@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hrpose.errors import InputError
 from hrpose.ops import _ext, pack_stem, stem, stem_reference
-from hrpose.ops.conv import kernel_takes
+from hrpose.ops.maps import kernel_takes
 
 pytestmark = pytest.mark.usefixtures("fenced_workspace")
 
@@ -264,26 +264,14 @@ def test_mistakes_are_named(function, images, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_registration_and_compile(rng, dtype):
+def test_registration_and_compile(rng, dtype, compiles_and_exports):
     weight, bias = (t.to(dtype) for t in random_stem(rng, 16, 3))
     images = random_images(rng, 2, 3, 9, 7).to(dtype)
     for pool in (False, True):
         torch.library.opcheck(torch.ops.hrpose.stem.default, (images, *pack_stem(weight, bias, pool=pool)))
     packed = pack_stem(weight, bias, pool=True)
 
-    def double(maps):
-        return stem(maps * 2, packed) + 1
-
-    want = double(images)
-    assert torch.equal(torch.compile(double, fullgraph=True, backend="eager")(images), want)
-
-    class Module(torch.nn.Module):
-        forward = staticmethod(double)
-
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(Module(), (images,), dynamic_shapes=[{0: batch}])
-    three = torch.cat((images, images[:1]))
-    assert torch.equal(exported.module()(images), want) and torch.equal(exported.module()(three), double(three))
+    compiles_and_exports(lambda maps: stem(maps * 2, packed) + 1, images)
 
 
 def test_other_devices_and_dtypes_take_the_reference(rng):
