@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from hrpose.data.coco import load_annotations
 from hrpose.errors import InputError
-from hrpose.skeleton import COCO17
+from hrpose.skeleton import COCO17, LSP14, Skeleton
 from hrpose.synth import Scene, SceneOptions, compose_scene, render_scene, write_dataset
 from hrpose.synth.body import (
     HEIGHT_RANGE_M,
@@ -270,6 +270,34 @@ def test_dataset_loads_and_perfect_predictions_score_1(tmp_path):
     loaded = load_annotations(path)
     assert loaded.skeleton == COCO17
     assert len(loaded.persons) == len(people)
+
+
+def test_dataset_with_other_joints(tmp_path):
+    coco = load_annotations(write_dataset(tmp_path / "coco", "val", 4, 6, SMALL))
+    lsp = load_annotations(write_dataset(tmp_path / "lsp", "val", 4, 6, SMALL, skeleton=LSP14))
+    assert lsp.skeleton == LSP14
+    assert (tmp_path / "coco/val/000002.jpg").read_bytes() == (tmp_path / "lsp/val/000002.jpg").read_bytes()
+    shared = [name for name in LSP14.joints if name in COCO17.joints]
+    assert len(shared) == 12
+    for mine, theirs in zip(lsp.persons, coco.persons, strict=True):
+        for name in shared:
+            i, j = LSP14.joints.index(name), COCO17.joints.index(name)
+            assert (mine.joints[i], mine.visible[i]) == (theirs.joints[j], theirs.visible[j])
+    unknown = Skeleton("other", ("nose", "tail"))
+    with pytest.raises(InputError, match=r"joints must be among nose, .*head_top, got tail"):
+        write_dataset(tmp_path / "other", "val", 1, 6, SMALL, skeleton=unknown)
+    assert not (tmp_path / "other").exists()
+
+
+def test_head_top_and_neck_are_at_the_ends_of_the_head():
+    for index in range(20):
+        scene = compose_scene(11, index, SMALL, LSP14)
+        for body in scene.bodies:
+            head, neck, top = (body.joints[name] for name in ("head", "neck", "head_top"))
+            up = body.frames["head"] @ (0.0, -1.0, 0.0)
+            assert np.allclose(top - head, up * body.head_radii[1], atol=1e-4)
+            middle = (body.joints["left_shoulder"] + body.joints["right_shoulder"]) / 2
+            assert np.linalg.norm(neck - middle) < 0.02 * body.height
 
 
 def test_images_are_independent_of_count_and_start(tmp_path):

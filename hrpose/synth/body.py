@@ -75,7 +75,7 @@ class Body:
 
     height: float
     segments: dict[str, float]  # metres
-    joints: dict[str, np.ndarray]  # the 17 keypoints, and neck, head, pelvis, left_foot, right_foot
+    joints: dict[str, np.ndarray]  # COCO-17's and LSP-14's keypoints, and head, pelvis, left_foot, right_foot
     frames: dict[str, np.ndarray]  # pelvis, chest, head, and each side's arm, forearm, thigh, shank, foot
     head_radii: np.ndarray  # (3,) metres: half width, half height, half depth
 
@@ -346,6 +346,7 @@ def pose_body(pose: Pose, segments: dict[str, float], height: float) -> Body:
     joints["head"] = joints["neck"] + height * (chest_frame @ (0, -0.048, 0.008) + head_frame @ (0, -0.060, 0.010))
     head_radii = HEAD_RADII_SHARE * height
     joints["nose"] = joints["head"] + head_frame @ (NOSE_ON_HEAD * head_radii)
+    joints["head_top"] = joints["head"] + head_frame @ (0.0, -head_radii[1], 0.0)
 
     for side, sign in SIDES:
         mirror = np.array([sign, 1.0, 1.0])

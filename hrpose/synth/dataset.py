@@ -11,8 +11,8 @@ from PIL import Image
 
 from hrpose.errors import InputError, check, shown
 from hrpose.files import write_atomically
-from hrpose.skeleton import COCO17
-from hrpose.synth.scene import MAX_PEOPLE, SceneOptions, render_scene
+from hrpose.skeleton import COCO17, Skeleton
+from hrpose.synth.scene import MAX_PEOPLE, SceneOptions, check_joints, render_scene
 
 GENERATOR = "hrpose.synth"
 VERSION = 1  # raise when the same seed and options draw other pictures
@@ -28,6 +28,7 @@ def write_dataset(
     options: SceneOptions | None = None,
     start: int = 0,
     progress: Callable[[int], Any] | None = None,
+    skeleton: Skeleton = COCO17,
 ) -> Path:
     """Scenes start .. start + count - 1 of series `seed` as root/<split>/%06d.jpg and root/<split>.json.
 
@@ -38,14 +39,16 @@ def write_dataset(
     Args:
         split:    name of the image folder and the JSON: letters, digits, _ and -.
         progress: called with 1 after each image.
+        skeleton: the joints to annotate: COCO17, LSP14, or any whose joints have names of theirs.
     Returns: path of the JSON.
     Raises: InputError on invalid arguments, or if other files are in the way.
     """
     options = SceneOptions() if options is None else options
     root = Path(root)
     _check_arguments(split, count, seed, options, start)
+    check_joints(skeleton)
     info = {"description": "hrpose drawn people", "generator": GENERATOR, "version": VERSION, "seed": int(seed)}
-    info |= {"start": int(start), "count": int(count), "options": options.to_dict()}
+    info |= {"start": int(start), "count": int(count), "options": options.to_dict(), "joints": list(skeleton.joints)}
     folder, annotation_file, marker = root / split, root / f"{split}.json", root / f"{split}.partial"
     names = [f"{index:06d}.jpg" for index in range(start, start + count)]
 
@@ -64,7 +67,7 @@ def write_dataset(
     write_atomically(marker, json.dumps({"info": info}).encode())
     images, annotations = [], []
     for index, name in zip(range(start, start + count), names, strict=True):
-        picture, people = render_scene(seed, index, options)
+        picture, people = render_scene(seed, index, options, skeleton)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
         _write_image(folder / name, buffer.getvalue())
@@ -77,8 +80,8 @@ def write_dataset(
         "id": 1,
         "name": "person",
         "supercategory": "person",
-        "keypoints": list(COCO17.joints),
-        "skeleton": [[a + 1, b + 1] for a, b in COCO17.edges],
+        "keypoints": list(skeleton.joints),
+        "skeleton": [[a + 1, b + 1] for a, b in skeleton.edges],
     }
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": [category]}
     write_atomically(annotation_file, json.dumps(content).encode())

@@ -52,7 +52,7 @@ CLOTH = 1.10  # loose cloth over the limb's radius
 # How far, as a share of height, the surface may lie before the joint's centre for the keypoint to count as visible.
 # About the flesh over the joint, times 1.5 for seams where shapes melt together; facial points lie on the surface.
 FLESH_SHARE = {"eye": 0.012, "ear": 0.024, "nose": 0.012, "shoulder": 0.062, "elbow": 0.042, "wrist": 0.034}
-FLESH_SHARE |= {"hip": 0.095, "knee": 0.058, "ankle": 0.055}
+FLESH_SHARE |= {"hip": 0.095, "knee": 0.058, "ankle": 0.055, "neck": 0.050, "head_top": 0.030}
 
 
 @dataclass(frozen=True)

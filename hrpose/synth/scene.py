@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 
 from hrpose.errors import check, shown
-from hrpose.skeleton import COCO17
+from hrpose.skeleton import COCO17, LSP14, Skeleton
 from hrpose.synth.backdrop import draw_backdrop, sample_prop
 from hrpose.synth.body import Body, sample_body
 from hrpose.synth.figure import Outfit, dress, flesh_over, paint_figure, sample_outfit
@@ -124,22 +124,27 @@ class _Stage:
         return self.horizon_y + scale * self.eye_m
 
 
-def render_scene(seed: int, index: int, options: SceneOptions | None = None) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Scene `index` of the series `seed`, which depends on nothing else but the options.
+def render_scene(
+    seed: int, index: int, options: SceneOptions | None = None, skeleton: Skeleton = COCO17
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Scene `index` of the series `seed`, whose picture depends on nothing else but the options.
 
+    Args:
+        skeleton: the joints to annotate: COCO17, LSP14, or any whose joints have names of theirs.
     Returns: the image (H, W, 3) uint8 RGB, and one COCO annotation per person, without ids: bbox [x, y, width, height]
         = first column, first row, columns and rows of the pixels that show the person; area their number; keypoints
-        17 x (x, y, v) with x, y in image pixels (centres at integers), v = 2 visible, 1 hidden, 0 (and x = y = 0)
+        K x (x, y, v) with x, y in image pixels (centres at integers), v = 2 visible, 1 hidden, 0 (and x = y = 0)
         outside the image; num_keypoints those with v > 0. Every person in the picture is annotated.
-    Raises: InputError if seed or index is negative or not an integer.
+    Raises: InputError if seed or index is negative or not an integer, or a drawn person has no such joint.
     """
-    scene = compose_scene(seed, index, options)
+    scene = compose_scene(seed, index, options, skeleton)
     return scene.image, scene.annotations
 
 
-def compose_scene(seed: int, index: int, options: SceneOptions | None = None) -> Scene:
+def compose_scene(seed: int, index: int, options: SceneOptions | None = None, skeleton: Skeleton = COCO17) -> Scene:
     """`render_scene` with the masks and 3-D bodies behind the annotations."""
     options = SceneOptions() if options is None else options
+    check_joints(skeleton)
     check(isinstance(options, SceneOptions), "scene", f"options must be SceneOptions, got {shown(options)}")
     for name, value in (("seed", seed), ("index", index)):
         valid = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
@@ -157,7 +162,7 @@ def compose_scene(seed: int, index: int, options: SceneOptions | None = None) ->
     for number, thing in enumerate(things):
         if thing.body is not None:
             mask = owner == number
-            annotations.append(_annotate(thing, number, owner, mask))
+            annotations.append(_annotate(thing, number, owner, mask, skeleton))
             masks.append(mask)
             bodies.append(thing.body)
     return Scene(image, annotations, masks, bodies)
@@ -356,12 +361,19 @@ def _grade(rng: Generator, image: np.ndarray, difficulty: float) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------- annotation
 
 
-def _annotate(thing: _Thing, number: int, owner: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+def check_joints(skeleton: Skeleton) -> None:
+    """Raise an InputError unless a drawn person has all of the joints."""
+    names = dict.fromkeys(COCO17.joints + LSP14.joints)
+    unknown = [name for name in skeleton.joints if name not in names]
+    check(not unknown, "scene", f"joints must be among {', '.join(names)}, got {', '.join(unknown)}")
+
+
+def _annotate(thing: _Thing, number: int, owner: np.ndarray, mask: np.ndarray, skeleton: Skeleton) -> dict[str, Any]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape
     keypoints: list[float] = []
     labelled = 0
-    for name in COCO17.joints:
+    for name in skeleton.joints:
         joint = thing.body.joints[name]
         x, y = (round(value, 2) for value in thing.view.project(joint))
         if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
