@@ -38,6 +38,11 @@ from hrpose.train.step import resolve_precision
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("train", help="train a network on a COCO keypoint file")
+    add_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="FILE.json", help="COCO keypoint annotations to train on")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of their images")
     parser.add_argument("--val", metavar="FILE.json", help="annotations to score after each epoch (ground-truth boxes)")
@@ -62,7 +67,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
     parser.add_argument("--no-flip-test", action="store_true", help="validate without the flip test, in half the time")
     add_device_flag(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

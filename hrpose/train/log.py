@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hrpose.errors import InputError
+from hrpose.errors import InputError, check
 from hrpose.files import write_atomically
 
 
@@ -38,7 +38,23 @@ class RunLog:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return read_log(self.path)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The entries of a log; without the last line if a run that writes it, or was killed, has not ended it. None of a
+    file that is not there. Raises: InputError naming file and line if it is no log."""
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        check(isinstance(entry, dict), f"{path}, line {number}", f"must be an object of JSON, got {line[:40]!r}")
+        entries.append(entry)
+    return entries
 
 
 def _is_before(line: bytes, resume_from: tuple[int, int]) -> bool:
