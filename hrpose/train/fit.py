@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import check_model
 from hrpose.train.log import RunLog
+from hrpose.train.memory import memory_kept
 from hrpose.train.recipe import Recipe
 from hrpose.train.step import BufferCopy, resolve_precision, train_step
 from hrpose.train.stop import Interrupted, StopRequest
@@ -112,7 +114,8 @@ def fit(
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
 
-    with StopRequest() as stop, dead_worker_as_input_error():
+    kept = memory_kept() if device.type == "cpu" else nullcontext()
+    with kept, StopRequest() as stop, dead_worker_as_input_error():
         while progress.epoch < recipe.epochs:
             _train_epoch(run, log, stop, device, bf16, workers, checkpoint_seconds)
             entry = run.epoch_entry()
