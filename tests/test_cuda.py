@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hrpose.bench.cuda_graph import captured
 from hrpose.bench.networks import trained
-from hrpose.data.dataset import MEAN, STD
+from hrpose.data.appearance import MEAN, STD
 from hrpose.errors import InputError
 from hrpose.infer import Predictor, Protocol
 from hrpose.models.fused import FusedBottlenecks

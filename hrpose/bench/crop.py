@@ -16,7 +16,7 @@ from hrpose.bench.case import LIBRARY, PYTORCH, REFERENCE, Case, Settings
 from hrpose.bench.cuda_graph import enter_ours
 from hrpose.bench.engines import COMPILE, compiled
 from hrpose.bench.plan import Plan
-from hrpose.data.dataset import MEAN, STD
+from hrpose.data.appearance import MEAN, STD
 
 BATCHES = (1, 8)
 IMAGES = ((640, 480), (1920, 1080))

@@ -18,8 +18,8 @@ from hrpose.bench.engines import compiled
 from hrpose.bench.networks import trained
 from hrpose.bench.plan import Plan
 from hrpose.cost import count_cost
+from hrpose.data.appearance import MEAN, STD
 from hrpose.data.coco import load_annotations
-from hrpose.data.dataset import MEAN, STD
 from hrpose.image import read_image
 from hrpose.infer import Predictor, Protocol
 from hrpose.models.fold import fold_batch_norms

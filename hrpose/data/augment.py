@@ -1,12 +1,14 @@
-"""Training augmentation: random half body, scale, rotation and mirroring of the region that is cropped.
+"""Training augmentation: random half body, scale, rotation and mirroring of the region that is cropped; then colours
+and cutout, which are off by default.
 
-The four are folded into one transform, so the image is sampled once. Order, probabilities and draws are those of
-HRNet's training code: half body, scale, rotation, flip.
+The first four are folded into one transform, so the image is sampled once. Their order, probabilities and draws are
+those of HRNet's training code: half body, scale, rotation, flip. What colours and cutout do to the pixels is in
+``appearance``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from hrpose.geometry import apply, compose, fit_aspect, mirror, region_transform
 from hrpose.skeleton import Skeleton
 
 HALF_BODY_PADDING = 1.5  # in place of the 1.25 around a whole person
+_LATER = ("cutout", "brightness", "contrast", "saturation")  # fields that the first checkpoints do not know
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Augmentation:
     rotation_deg:          standard deviation of the angle, whose limit is twice that.
     rotation_probability, flip_probability, half_body_probability: how often the step happens.
     half_body_min_joints:  a half body is shown only of persons with more visible joints than this.
+    cutout:                side of the square that is blanked, as a share of the input's height; 0: off. RAM + GPR
+                           trains with it, without a word on its size.
+    brightness, contrast, saturation: each factor is uniform in 1 - v .. 1 + v; 0: off.
     """
 
     scale: float = 0.30
@@ -35,6 +41,10 @@ class Augmentation:
     flip_probability: float = 0.5
     half_body_probability: float = 0.3
     half_body_min_joints: int = 8
+    cutout: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         where = "augmentation"
@@ -44,15 +54,26 @@ class Augmentation:
             check(0 <= getattr(self, name) <= 1, where, f"{name} must be 0..1, got {getattr(self, name)}")
         least = self.half_body_min_joints
         check(least >= 0, where, f"half_body_min_joints must be >= 0, got {least}")
+        for name in _LATER:
+            check(0 <= getattr(self, name) <= 1, where, f"{name} must be 0..1, got {getattr(self, name)}")
+
+    def __repr__(self) -> str:
+        """As of any dataclass, but without the later steps that are off: checkpoints hold a digest of this text."""
+        shown = [f for f in fields(self) if f.name not in _LATER or getattr(self, f.name)]
+        return f"Augmentation({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
 
 @dataclass(frozen=True)
 class View:
-    """What a crop shows. transform: (2, 3) image px -> input px; joints: (K, 2) input px; visible: (K,) 0 or 1."""
+    """What a crop shows. transform: (2, 3) image px -> input px; joints: (K, 2) input px; visible: (K,) 0 or 1.
+    factors: of brightness, contrast and saturation. hole: what is blanked, as left, top, right, bottom in input px, the
+    last two excluded."""
 
     transform: Tensor
     joints: Tensor
     visible: Tensor
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    hole: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def random_view(
@@ -92,7 +113,18 @@ def random_view(
     if mirrored:
         transform = compose(transform, mirror(image_width))
         joints, visible = swap_sides(joints, visible, skeleton)
-    return View(transform, apply(transform, joints), visible)
+    strengths = augmentation.brightness, augmentation.contrast, augmentation.saturation
+    factors = tuple(rng.uniform(1 - v, 1 + v) if v else 1.0 for v in strengths)
+    hole = random_square(round(augmentation.cutout * size[1]), size, rng) if augmentation.cutout else (0, 0, 0, 0)
+    return View(transform, apply(transform, joints), visible, factors, hole)
+
+
+def random_square(side: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A square around a pixel drawn uniformly from an input of `size`, clipped at its border (DeVries and Taylor,
+    "Improved Regularization of Convolutional Neural Networks with Cutout"): left, top, right, bottom."""
+    width, height = size
+    left, top = int(rng.integers(width)) - side // 2, int(rng.integers(height)) - side // 2
+    return max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
 
 
 def swap_sides(joints: Tensor, visible: Tensor, skeleton: Skeleton) -> tuple[Tensor, Tensor]:

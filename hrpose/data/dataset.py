@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from hrpose import ops
+from hrpose.data.appearance import show
 from hrpose.data.augment import Augmentation, plain_view, random_view
 from hrpose.data.coco import Person
 from hrpose.errors import InputError, check
 from hrpose.geometry import PADDING, as_size, box_regions
 from hrpose.image import read_image
 from hrpose.skeleton import Skeleton
-
-# ImageNet's statistics of RGB in 0..1, which every published pose network is trained with
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 class Sample(NamedTuple):
@@ -102,7 +98,7 @@ class PoseDataset(Dataset[Sample]):
             view = random_view(
                 region, joints, visible, image.shape[1], self.size, self.skeleton, self.augmentation, rng
             )
-        crop = ops.crop(image, view.transform[None], self.size, mean=MEAN, std=STD)[0]
+        crop = show(image, view.transform, self.size, view.factors, view.hole)
         return Sample(crop, view.joints.float(), view.visible.float(), torch.tensor(index))
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hrpose import ops
+from hrpose.data.appearance import MEAN, STD
 from hrpose.data.coco import Annotations, Person, check_images
-from hrpose.data.dataset import MEAN, STD, load_image
+from hrpose.data.dataset import load_image
 from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError
 from hrpose.eval.coco import coco_metrics, results_from_predictions

@@ -13,7 +13,7 @@ from torch import nn
 
 from hrpose import ops
 from hrpose.checkpoint import load_checkpoint
-from hrpose.data.dataset import MEAN, STD
+from hrpose.data.appearance import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image

@@ -170,7 +170,9 @@ class _Run:
             "joints": (checkpoint.skeleton.joints, self.data.skeleton.joints),
             "persons": (training["persons"], len(self.data)),
         }
-        saved = Recipe().to_dict() | training["recipe"]  # a field that is newer than the file had its default
+        default = Recipe().to_dict()  # a field that is newer than the file had its default
+        saved = default | training["recipe"]
+        saved["augmentation"] = default["augmentation"] | saved["augmentation"]
         pairs |= {name: (saved[name], value) for name, value in self.recipe.to_dict().items()}
         for name, (theirs, mine) in pairs.items():
             check(theirs == mine, where, f"is a run with {name} = {theirs}, asked to go on with {name} = {mine}")

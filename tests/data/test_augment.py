@@ -160,6 +160,55 @@ def test_no_mirroring_without_known_pairs(person, rng):
     assert not taken_apart(views, person[0])[2].any()
 
 
+# Of the person above with seeds 0, 1, ...: transform[0], and the left shoulder, as commit 2c6d883 drew them.
+DRAWN = (
+    ((0.7250449897031961, 0.05319314501389659, -27.98617010459587), (47.21976136559937, 75.50015245783396)),
+    ((-0.343870786685344, -0.4421398518579203, 217.34030364834308), (123.95752437598475, 104.05239332628838)),
+    ((0.2587459022384016, 0.7957848151618071, -53.16747607980699), (30.43134458262888, 154.86629697978157)),
+    ((-0.6191395499959237, -0.20243742462992032, 218.67412949846286), (100.61281381204721, 92.97581423325934)),
+)
+
+
+@pytest.mark.parametrize("seed", range(len(DRAWN)))
+def test_draws_are_those_of_earlier_versions(person, seed):
+    """A run that began with an older version goes on with the views that it would have seen."""
+    for later in ({}, {"cutout": 0.25, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}):
+        view = draw(person, Augmentation(**later), np.random.default_rng(seed))
+        assert view.transform[0].tolist() == pytest.approx(DRAWN[seed][0], rel=1e-12)
+        assert view.joints[5].tolist() == pytest.approx(DRAWN[seed][1], rel=1e-12)
+
+
+def test_the_text_of_an_augmentation_is_that_of_earlier_versions():
+    """Checkpoints hold a digest of it, to tell whether a run goes on with the same views."""
+    older = "Augmentation(scale=0.3, rotation_deg=40.0, rotation_probability=0.6, flip_probability=0.5, "
+    older += "half_body_probability=0.3, half_body_min_joints=8)"
+    assert repr(Augmentation()) == older
+    assert repr(Augmentation(contrast=0.5)) == older.replace(")", ", contrast=0.5)")
+    assert repr(Augmentation(cutout=0.25)) == older.replace(")", ", cutout=0.25)")
+
+
+def test_cutout_is_a_square_around_any_pixel(person, rng):
+    augmentation = dataclasses.replace(STILL, cutout=0.25)
+    holes = np.array([draw(person, augmentation, rng).hole for _ in range(DRAWS)])
+    assert (holes[:, :2] >= 0).all() and (holes[:, 2:] <= SIZE).all()
+    sides = holes[:, 2:] - holes[:, :2]
+    assert sides.max() == 64 and sides.min() == 32  # a centre on the border leaves half of the square inside
+    # the centre is 32 px or farther from the left and right in 128 of 192 places, from the others in 192 of 256
+    assert np.mean(sides[:, 0] == 64) == share(129 / 192) and np.mean(sides[:, 1] == 64) == share(193 / 256)
+    assert np.abs(np.corrcoef(holes[:, 0], holes[:, 1])[0, 1]) < 0.07
+
+
+def test_factors_are_uniform(person, rng):
+    augmentation = dataclasses.replace(STILL, brightness=0.1, saturation=0.4)
+    factors = np.array([draw(person, augmentation, rng).factors for _ in range(DRAWS)])
+    assert (factors[:, 1] == 1).all()
+    for column, strength in ((0, 0.1), (2, 0.4)):
+        drawn = (factors[:, column] - 1) / strength
+        assert -1 <= drawn.min() < -0.99 and 0.99 < drawn.max() <= 1
+        assert np.std(drawn) == pytest.approx(3**-0.5, rel=0.03)
+    assert abs(np.corrcoef(factors[:, 0], factors[:, 2])[0, 1]) < 0.07
+
+
 def test_the_same_generator_gives_the_same_view(person):
     views = [draw(person, Augmentation(), np.random.default_rng(5)) for _ in range(2)]
     assert torch.equal(views[0].transform, views[1].transform) and torch.equal(views[0].joints, views[1].joints)
@@ -258,6 +307,10 @@ def test_swap_sides_without_pairs_changes_nothing(person):
         ({"flip_probability": -0.1}, "flip_probability must be 0..1, got -0.1"),
         ({"half_body_probability": math.nan}, "half_body_probability must be 0..1, got nan"),
         ({"half_body_min_joints": -1}, "half_body_min_joints must be >= 0, got -1"),
+        ({"cutout": 1.5}, "cutout must be 0..1, got 1.5"),
+        ({"brightness": -0.1}, "brightness must be 0..1, got -0.1"),
+        ({"contrast": math.nan}, "contrast must be 0..1, got nan"),
+        ({"saturation": 2}, "saturation must be 0..1, got 2"),
     ],
 )
 def test_messages(change, message):
@@ -266,5 +319,6 @@ def test_messages(change, message):
 
 
 def test_the_defaults_are_those_of_dpn():
-    """Scale 30 %, rotation 40 degrees, half body 0.3 for more than 8 joints (poster and SPEC 6.3)."""
-    assert dataclasses.astuple(Augmentation()) == (0.30, 40.0, 0.6, 0.5, 0.3, 8)
+    """Scale 30 %, rotation 40 degrees, half body 0.3 for more than 8 joints (poster and SPEC 6.3); no cutout, no
+    colours."""
+    assert dataclasses.astuple(Augmentation()) == (0.30, 40.0, 0.6, 0.5, 0.3, 8, 0.0, 0.0, 0.0, 0.0)

@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hrpose.checkpoint import digest
+from hrpose.data.appearance import MEAN, STD
 from hrpose.data.augment import Augmentation
 from hrpose.data.coco import Person, load_annotations
-from hrpose.data.dataset import MEAN, STD, EpochBatches, PoseDataset, collate, load_image
+from hrpose.data.dataset import EpochBatches, PoseDataset, collate, load_image
 from hrpose.errors import InputError
 from hrpose.skeleton import Skeleton
 

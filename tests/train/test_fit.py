@@ -290,6 +290,17 @@ def test_a_finished_run_is_left_alone(persons, folder, tmp_path):
     assert len(log) == 3 and lines == [f"the run in {tmp_path} is complete: all 3 epochs are done"]
 
 
+def test_a_checkpoint_from_before_cutout_and_colours_is_gone_on_with(persons, folder, tmp_path):
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1))
+    last = load_checkpoint(tmp_path / LAST)
+    for name in ("cutout", "brightness", "contrast", "saturation"):
+        del last.training["recipe"]["augmentation"][name]
+    save_checkpoint(last, tmp_path / LAST)
+    lines = []
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1), resume=True, report=lines.append)
+    assert lines == [f"the run in {tmp_path} is complete: all 1 epochs are done"]
+
+
 def test_resume_refuses_another_run(persons, folder, tmp_path):
     with pytest.raises(InputError, match=r"holds no run \(last.pt\)"):
         run_fit(persons, folder, tmp_path / "nothing", resume=True)
