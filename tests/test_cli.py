@@ -122,6 +122,23 @@ def test_a_newcomers_own_joints_from_training_to_pictures(data, tmp_path, capsys
             assert picture.size == (entry["width"], entry["height"]) == (48, 48)
 
 
+def test_training_on_two_data_sets(data, tmp_path, capsys):
+    other = write_data(tmp_path, "other", 5, keypoints=["tail", "beak", "tip", "eye", "foot"])
+    more = ["--data", str(other), "--images", f"{tmp_path}/other"]
+    assert main(train_command(data, tmp_path / "run", *more)) == 0
+    said = capsys.readouterr().out.splitlines()[1]
+    parts = f"10 of {data}/train.json (5 of 5 joints), 5 of {other} (2 of 5 joints)"
+    assert said.startswith(f"15 persons: {parts}, marker-5, ")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == [f"{data}/train.json", str(other)]
+
+    stranger = write_data(tmp_path, "stranger", 1, keypoints=["1", "2", "3", "4", "5"])
+    more = ["--data", str(stranger), "--images", f"{tmp_path}/stranger"]
+    assert main(train_command(data, tmp_path / "none", *more)) == 2
+    rule = f"must have a joint of {data}/train.json (tip, base, wing a, wing b, tail), has 1, 2, 3, 4, 5"
+    assert f"annotations {stranger}: {rule}" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_train_without_validation_and_from_weights(data, tmp_path, capsys, monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -312,7 +329,8 @@ def refused(command: list[str], mistake: list[str], said: str, folder: Path, cap
 
 
 MISTAKES = [
-    ("train", "--images nowhere", "images nowhere"),
+    ("train", "--images x", "--data, --images: must be given equally often, each file with its folder, got 1 and 2"),
+    ("train", "--data nowhere.json --images x", "annotations nowhere.json: no such file"),
     ("train", "--val nowhere.json", "nowhere.json"),
     ("train", "--model dpn9_32", "dpn9_32"),
     ("train", "--option depth=3", "'depth'"),

@@ -26,6 +26,7 @@ from hrpose.cli.arguments import (
 )
 from hrpose.data.coco import Annotations, check_images, load_annotations
 from hrpose.data.dataset import PoseDataset
+from hrpose.data.mixture import load_mixture
 from hrpose.errors import InputError, check
 from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
@@ -43,10 +44,13 @@ def add_parser(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="FILE.json", help="COCO keypoint annotations to train on")
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder of their images")
+    several = "; several: repeat --data and --images, the first decides on the joints"
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="FILE.json", help=f"COCO keypoints to train on{several}"
+    )
+    parser.add_argument("--images", required=True, action="append", metavar="DIR", help="folder of their images")
     parser.add_argument("--val", metavar="FILE.json", help="annotations to score after each epoch (ground-truth boxes)")
-    parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: --images)")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: the first --images)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the log and the checkpoints")
     add_model_flags(parser)
     parser.add_argument("--weights", metavar="FILE", help="start from the weights of a checkpoint or state dict")
@@ -90,33 +94,32 @@ def run(options: argparse.Namespace) -> None:
         advice = "--resume goes on with it, another folder starts anew"
         raise InputError(f"--out: {out} holds a run already ({' '.join(held)}); {advice}")
 
-    annotations = load_annotations(options.data)
-    check_images((p.file_name for p in annotations.persons), options.images)
+    given = len(options.data), len(options.images)
+    rule = "must be given equally often, each file with its folder, got {} and {}"
+    check(given[0] == given[1], "--data, --images", rule.format(*given))
+    mixture = load_mixture(options.data, options.images)
+    skeleton = mixture.skeleton
     validation = None
-    val_images = options.val_images or options.images
+    val_images = options.val_images or options.images[0]
     if options.val:
         validation = load_annotations(options.val)
-        same = validation.skeleton.joints == annotations.skeleton.joints
-        check(same, f"--val {options.val}", f"must have the joints of {options.data}")
+        same = validation.skeleton.joints == skeleton.joints
+        check(same, f"--val {options.val}", f"must have the joints of {options.data[0]}")
         check_images((p.file_name for p in validation.persons), val_images)
     torch.manual_seed(recipe.seed)
-    model = create_model(
-        options.model or "dpn4_32", annotations.skeleton.num_joints, **model_options_from(options.option)
-    )
-    check_model(model, size, annotations.skeleton)
+    model = create_model(options.model or "dpn4_32", skeleton.num_joints, **model_options_from(options.option))
+    check_model(model, size, skeleton)
     if options.weights:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a trunk taken alone: the report says it
             _say(f"{options.weights}: {load_weights(model, options.weights)}")
-    data = PoseDataset(
-        annotations.persons, options.images, size, annotations.skeleton, recipe.augmentation, recipe.seed
-    )
+    data = PoseDataset(mixture.persons, mixture.folder, size, skeleton, recipe.augmentation, recipe.seed)
     if not options.resume:
         settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
         write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
-    if annotations.skeleton.flip_pairs is None:
+    if skeleton.flip_pairs is None:
         _say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
-    _say(f"{len(annotations.persons)} persons, {annotations.skeleton.name}, {recipe.precision}, {device}")
+    _say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
     protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
