@@ -15,13 +15,13 @@ def read_mat(path: str | Path, where: str, structs: bool = False) -> dict[str, A
 
     Args:
         where:   names the file in errors.
-        structs: structs become objects with a field per attribute, and dimensions of length 1 are dropped, so that a
-                 1x1 array is its element; else numpy arrays as MATLAB has them, of two dimensions at least.
+        structs: structs become objects with an attribute per field, else records.
+    Returns: numpy arrays as MATLAB has them, of two dimensions at least; those of structs and cells hold objects.
     Raises: InputError if the file is missing, is no such file, or scipy is not installed.
     """
     matlab = _scipy_io(where)
     try:
-        found = matlab.loadmat(io.BytesIO(Path(path).read_bytes()), struct_as_record=not structs, squeeze_me=structs)
+        found = matlab.loadmat(io.BytesIO(Path(path).read_bytes()), struct_as_record=not structs)
     except FileNotFoundError:
         raise InputError(f"{where}: no such file") from None
     except NotImplementedError:
