@@ -242,4 +242,19 @@ LSP14 = Skeleton(
     sigmas=(.089, .087, .107, .107, .087, .089, .062, .072, .079, .079, .072, .062, .079, .079),
 )  # fmt: skip
 
-BUILT_IN = (COCO17, LSP14)
+# MPII is measured with PCKh, which needs no sigmas. Its own short names are rank, rkne, rhip, ..., in this order.
+MPII16 = Skeleton(
+    name="MPII-16",
+    joints=(
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
+        "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
+        "left_wrist",
+    ),
+    edges=(
+        (0, 1), (1, 2), (2, 6), (3, 6), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (10, 11), (11, 12), (12, 7), (13, 7),
+        (13, 14), (14, 15),
+    ),
+    flip_pairs=((5, 0), (4, 1), (3, 2), (15, 10), (14, 11), (13, 12)),
+)  # fmt: skip
+
+BUILT_IN = (COCO17, LSP14, MPII16)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hrpose.errors import InputError
-from hrpose.skeleton import COCO17, LSP14, Skeleton, pairs_from_names, side_and_part, skeleton_from_category
+from hrpose.skeleton import COCO17, LSP14, MPII16, Skeleton, pairs_from_names, side_and_part, skeleton_from_category
 
 MPII = "rank rkne rhip lhip lkne lank pelv thor neck head rwri relb rsho lsho lelb lwri".split()
 
@@ -40,13 +40,26 @@ def test_lsp14_is_the_published_order():
     assert LSP14.torso == ((9, 2), (8, 3))
 
 
-@pytest.mark.parametrize("skeleton", [COCO17, LSP14], ids=lambda s: s.name)
+@pytest.mark.parametrize("skeleton", [COCO17, LSP14, MPII16], ids=lambda s: s.name)
 def test_built_in_pairs_are_those_of_the_names(skeleton):
     """The tables were typed; the names say the same independently, left before right."""
     found = pairs_from_names(skeleton.joints)
     assert sorted(found) == sorted(skeleton.flip_pairs)
     for left, right in skeleton.flip_pairs:
         assert skeleton.joints[left].replace("left", "right") == skeleton.joints[right]
+
+
+def test_mpii16_is_the_published_order():
+    """Its short names, and the pairs and halves of HRNet's MPIIDataset."""
+    parts = {"ank": "ankle", "kne": "knee", "pelv": "pelvis", "thor": "thorax", "neck": "upper_neck",
+             "head": "head_top", "wri": "wrist", "elb": "elbow", "sho": "shoulder", "hip": "hip"}  # fmt: skip
+    sides = {"r": "right_", "l": "left_"}
+    assert MPII16.joints == tuple(parts[n] if n in parts else sides[n[0]] + parts[n[1:]] for n in MPII)
+    assert {frozenset(pair) for pair in MPII16.flip_pairs} == {
+        frozenset(pair) for pair in ((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13))
+    }
+    assert MPII16.lower_body == (0, 1, 2, 3, 4, 5, 6) and MPII16.sigmas is None
+    assert MPII16.torso == ((13, 2), (12, 3))
 
 
 def test_mpii_lower_body_by_its_short_names():

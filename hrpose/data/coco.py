@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrpose.data.fields import is_id, is_number, kind, read_json
 from hrpose.errors import InputError, check, shown
 from hrpose.geometry import clip_box
 from hrpose.skeleton import Skeleton, skeleton_from_category
-
-_LARGEST_ID = 2**53  # pycocotools keeps ids in float64
-_LARGEST_NUMBER = 1e12  # of pixels: squares and products of coordinates stay finite
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ def load_annotations(path: str | Path) -> Annotations:
     Raises: InputError naming the file, the annotation id, the field and the valid values.
     """
     where = f"annotations {path}"
-    data = _read_json(path, where)
-    check(isinstance(data, dict), where, f"must be an object with images, annotations, categories, got {_kind(data)}")
+    data = read_json(path, where)
+    check(isinstance(data, dict), where, f"must be an object with images, annotations, categories, got {kind(data)}")
     for key in ("images", "annotations", "categories"):
         check(key in data, where, f"{key} is missing; a COCO keypoint file has images, annotations and categories")
         valid = isinstance(data[key], list) and all(isinstance(entry, dict) for entry in data[key])
@@ -102,19 +99,19 @@ def load_detections(path: str | Path, annotations: Annotations, min_score: float
         none is for a listed image.
     """
     where = f"boxes {path}"
-    check(_is_number(min_score), where, f"min_score must be a finite number, got {shown(min_score)}")
-    data = _read_json(path, where)
-    check(isinstance(data, list), where, f"must be a list of {{image_id, category_id, bbox, score}}, got {_kind(data)}")
+    check(is_number(min_score), where, f"min_score must be a finite number, got {shown(min_score)}")
+    data = read_json(path, where)
+    check(isinstance(data, list), where, f"must be a list of {{image_id, category_id, bbox, score}}, got {kind(data)}")
     persons, of_category, elsewhere = [], 0, 0
     for position, entry in enumerate(data):
         here = f"{where}: entry {position}"
-        check(isinstance(entry, dict), here, f"must be an object, got {_kind(entry)}")
+        check(isinstance(entry, dict), here, f"must be an object, got {kind(entry)}")
         for key in ("image_id", "category_id", "bbox", "score"):
             check(key in entry, here, f"{key} is missing")
         for key in ("image_id", "category_id"):
             check(type(entry[key]) is int, here, f"{key} must be an integer, got {shown(entry[key])}")
         score = entry["score"]
-        check(_is_number(score), here, f"score must be a finite number, got {shown(score)}")
+        check(is_number(score), here, f"score must be a finite number, got {shown(score)}")
         box = _box(entry["bbox"], here)
         if entry["category_id"] != annotations.category_id:
             continue
@@ -140,9 +137,9 @@ def load_boxes(path: str | Path) -> dict[str, list[tuple[float, float, float, fl
     Raises: InputError naming the file and the entry.
     """
     where = f"boxes {path}"
-    data = _read_json(path, where)
+    data = read_json(path, where)
     rule = 'must be {"photo.jpg": [[x, y, w, h], ...]} or a COCO file'
-    check(isinstance(data, dict), where, f"{rule}, got {_kind(data)}")
+    check(isinstance(data, dict), where, f"{rule}, got {kind(data)}")
     by_name: dict[str, list[tuple[float, float, float, float]]] = {}
     if "annotations" in data:
         for person in load_annotations(path).persons:
@@ -150,7 +147,7 @@ def load_boxes(path: str | Path) -> dict[str, list[tuple[float, float, float, fl
         return by_name
     for name, boxes in data.items():
         here = f"{where}: {name}"
-        check(isinstance(boxes, list), here, f"must be a list of [x, y, w, h], got {_kind(boxes)}")
+        check(isinstance(boxes, list), here, f"must be a list of [x, y, w, h], got {kind(boxes)}")
         by_name[name] = [_box(box, here) for box in boxes]
     return by_name
 
@@ -164,19 +161,6 @@ def check_images(file_names: Iterable[str], folder: str | Path) -> None:
         raise InputError(f"images {folder}: {missing[0]} is missing{more}")
 
 
-def _read_json(path: str | Path, where: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: is not a JSON text file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not valid JSON ({error})") from None
-
-
 def _person_category(categories: list[dict[str, Any]], where: str) -> dict[str, Any]:
     with_joints = [c for c in categories if c.get("keypoints")]
     found = [c.get("name", "?") for c in with_joints]
@@ -184,7 +168,7 @@ def _person_category(categories: list[dict[str, Any]], where: str) -> dict[str, 
     check(len(with_joints) == 1, where, f"{rule}, got {shown(found)}")
     category = with_joints[0]
     number = category.get("id")
-    check(_is_id(number), where, f"categories: id must be an integer > 0, got {shown(number)}")
+    check(is_id(number), where, f"categories: id must be an integer > 0, got {shown(number)}")
     same = sum(c.get("id") == number for c in categories)
     check(same == 1, where, f"categories: id must be unique, {number} is used {same} times")
     return category
@@ -197,19 +181,19 @@ def _images(entries: list[dict[str, Any]], where: str) -> dict[int, dict[str, An
         here = f"{where}: image {shown(number) if 'id' in entry else f'at position {position}'}"
         for key in ("id", "file_name", "width", "height"):
             check(key in entry, here, f"{key} is missing")
-        check(_is_id(number) or (type(number) is int and number == 0), here, "id must be an integer >= 0")
+        check(is_id(number) or (type(number) is int and number == 0), here, "id must be an integer >= 0")
         check(number not in images, here, "id must be unique, is used twice")
         name = entry["file_name"]
         check(isinstance(name, str) and bool(name), here, f"file_name must be a name, got {shown(name)}")
         for key in ("width", "height"):
-            check(_is_id(entry[key]), here, f"{key} must be an integer > 0, got {shown(entry[key])}")
+            check(is_id(entry[key]), here, f"{key} must be an integer > 0, got {shown(entry[key])}")
         images[number] = entry
     return images
 
 
 def _annotation(entry: dict[str, Any], num_joints: int, images: dict[int, Any], here: str) -> dict[str, Any]:
     """A checked copy of an annotation, with the fields that pycocotools needs."""
-    check(_is_id(entry["id"]), here, f"id must be an integer > 0, got {shown(entry['id'])}")
+    check(is_id(entry["id"]), here, f"id must be an integer > 0, got {shown(entry['id'])}")
     image_id = entry["image_id"]
     known = type(image_id) is int and image_id in images
     check(known, here, f"image_id must be one of the {len(images)} ids in images, got {shown(image_id)}")
@@ -222,10 +206,10 @@ def _annotation(entry: dict[str, Any], num_joints: int, images: dict[int, Any], 
     if keypoints is None:
         check(not stated, here, f"keypoints is missing, but num_keypoints is {shown(stated)}")
         keypoints = [0] * (3 * num_joints)
-    check(isinstance(keypoints, list), here, f"keypoints must be a list of numbers, got {_kind(keypoints)}")
+    check(isinstance(keypoints, list), here, f"keypoints must be a list of numbers, got {kind(keypoints)}")
     expected = f"{3 * num_joints} numbers (x, y, v for each of {num_joints} joints)"
     check(len(keypoints) == 3 * num_joints, here, f"keypoints must be {expected}, got {len(keypoints)}")
-    bad = next((i for i, value in enumerate(keypoints) if not _is_number(value)), None)
+    bad = next((i for i, value in enumerate(keypoints) if not is_number(value)), None)
     if bad is not None:
         raise InputError(f"{here}: keypoints[{bad}] must be a finite number, got {shown(keypoints[bad])}")
     visible = keypoints[2::3]
@@ -241,7 +225,7 @@ def _annotation(entry: dict[str, Any], num_joints: int, images: dict[int, Any], 
     hint = "area is missing; where there is no outline of the person, use width * height of bbox"
     check("area" in entry or not needs_area, here, hint)
     area = entry.get("area", box[2] * box[3])
-    check(_is_number(area), here, f"area must be a finite number, got {shown(area)}")
+    check(is_number(area), here, f"area must be a finite number, got {shown(area)}")
     rule = "area must be > 0 for a person with keypoints" if needs_area else "area must be >= 0"
     check(area > 0 or (area == 0 and not needs_area), here, f"{rule}, got {area!r}")
     return {
@@ -278,21 +262,7 @@ def _person(annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> Pe
 
 
 def _box(value: Any, here: str) -> tuple[float, float, float, float]:
-    valid = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    valid = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
     check(valid, here, f"bbox must be 4 finite numbers x, y, width, height, got {shown(value)}")
     check(min(value[2:]) >= 0, here, f"bbox must have width and height >= 0, got {value!r}")
     return tuple(float(v) for v in value)
-
-
-def _is_number(value: Any) -> bool:
-    """A finite number; of exactly these types, because true and false count as integers in Python."""
-    return type(value) in (int, float) and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 < value <= _LARGEST_ID
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "null", bool: "true/false"}
-    return names.get(type(value), "a number")

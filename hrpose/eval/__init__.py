@@ -1,6 +1,6 @@
-"""Scores of predicted keypoints: COCO AP and AR, PCK."""
+"""Scores of predicted keypoints: COCO AP and AR, PCK, MPII's PCKh."""
 
-from hrpose.eval import coco
+from hrpose.eval import coco, mpii
 from hrpose.eval.pck import pck
 
-__all__ = ["coco", "pck"]
+__all__ = ["coco", "mpii", "pck"]
