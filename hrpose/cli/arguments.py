@@ -14,6 +14,7 @@ from hrpose.checkpoint import load_checkpoint
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
 from hrpose.models import create_model, load_weights
+from hrpose.ranks import local_rank, local_world
 from hrpose.skeleton import Skeleton
 
 
@@ -57,6 +58,9 @@ def protocol_from(options: argparse.Namespace) -> Protocol:
 
 def device_from(options: argparse.Namespace) -> torch.device:
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if local_rank() is not None:
+        check(name in ("cpu", "cuda"), "--device", f"must be cpu or cuda where torchrun deals out cards, got {name!r}")
+        name = f"cuda:{local_rank()}" if name == "cuda" else name
     rule = f"must be cpu, or cuda or cuda:N where there is such a card, got {name!r}"
     check(name.partition(":")[0] in ("cpu", "cuda"), "--device", rule)
     try:
@@ -122,6 +126,8 @@ def model_options_from(settings: list[str]) -> dict[str, str | int | bool]:
 
 
 def default_workers() -> int:
-    """Processes that read images: none on small machines, where they would fight with the network for the cores."""
+    """Processes that read images for this one: none on small machines, where they would fight with the network for the
+    cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= local_world()
     return 0 if cores <= 4 else min(8, cores // 2)

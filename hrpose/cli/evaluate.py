@@ -27,6 +27,7 @@ from hrpose.data.coco import load_annotations, load_detections
 from hrpose.errors import check
 from hrpose.eval.coco import METRICS, save_results
 from hrpose.infer.evaluate import GROUND_TRUTH, evaluate
+from hrpose.ranks import Ranks, joined
 
 
 def add_parser(commands: Any) -> None:
@@ -51,6 +52,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    with joined() as ranks:
+        _evaluate(options, ranks)
+
+
+def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     protocol, device, workers = protocol_from(options), device_from(options), workers_from(options)
     check(math.isfinite(options.min_box_score), "--min-box-score", f"must be finite, got {options.min_box_score}")
     check(0 <= options.seed < 2**63, "--seed", f"must be >= 0 and < 2^63, got {options.seed}")
@@ -67,7 +73,9 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model, size = model_from(options, annotations.skeleton)
     total = len(annotations.persons if detections is None else detections)
-    with tqdm(total=total, unit="person", disable=None, leave=False, dynamic_ncols=True) as bar:
+    quiet = None if ranks.first else True
+    # Of several processes the first shows how far it is: so are the others.
+    with tqdm(total=total // ranks.world, unit="person", disable=quiet, leave=False, dynamic_ncols=True) as bar:
         found = evaluate(
             model.to(device, memory_format=torch.channels_last),
             annotations,
@@ -79,7 +87,10 @@ def run(options: argparse.Namespace) -> None:
             options.batch_size,
             workers,
             bar.update,
+            ranks,
         )
+    if not ranks.first:
+        return
     if options.output:
         save_results(found.results, options.output)
     print(json.dumps(found.metrics) if options.json else format_metrics(found.metrics))

@@ -32,9 +32,12 @@ from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
 from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
+from hrpose.ranks import Ranks, joined, launch, restarts
 from hrpose.train.fit import BEST, LAST, fit
 from hrpose.train.recipe import RECIPES, get_recipe
 from hrpose.train.step import resolve_precision
+
+RUN = "run.json"
 
 
 def add_parser(commands: Any) -> None:
@@ -61,7 +64,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a value of the recipe, e.g. lr=5e-4; an unknown name lists all",
+        help="change a value of the recipe, e.g. lr=5e-4; an unknown name lists all; batch_size is that of all "
+        "processes together where torchrun starts several",
+    )
+    parser.add_argument(
+        "--sync-bn", action="store_true", help="batch norm over the batch of all processes (--set sync_bn=true)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument(
@@ -74,11 +81,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    with joined() as ranks:
+        _train(options, ranks)
+
+
+def _train(options: argparse.Namespace, ranks: Ranks) -> None:
+    say = _say if ranks.first else _keep_quiet
     recipe = get_recipe(options.recipe)
     if options.epochs is not None:
         check(options.epochs > 0, "--epochs", f"must be > 0, got {options.epochs}")
         recipe = recipe.with_epochs(options.epochs)
-    recipe = recipe.with_settings(options.set)
+    recipe = recipe.with_settings([*options.set, *["sync_bn=true"] * options.sync_bn])
     workers, seconds = workers_from(options), options.checkpoint_seconds
     check(math.isfinite(seconds) and seconds >= 0, "--checkpoint-seconds", f"must be finite and >= 0, got {seconds}")
     if options.threads is not None:
@@ -86,14 +99,7 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     device, size, out = device_from(options), size_from(options), Path(options.out)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
-    check_output_folder(out, "--out")
-    if options.resume:
-        check((out / LAST).is_file(), "--resume", f"{out} holds no run ({LAST}); without --resume a new one is started")
-    held = [name for name in (LAST, BEST) if (out / name).exists()]
-    if held and not options.resume:
-        advice = "--resume goes on with it, another folder starts anew"
-        raise InputError(f"--out: {out} holds a run already ({' '.join(held)}); {advice}")
-
+    resume = ranks.on_first(lambda: _goes_on(out, options.resume))
     given = len(options.data), len(options.images)
     rule = "must be given equally often, each file with its folder, got {} and {}"
     check(given[0] == given[1], "--data, --images", rule.format(*given))
@@ -112,18 +118,19 @@ def run(options: argparse.Namespace) -> None:
     if options.weights:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a trunk taken alone: the report says it
-            _say(f"{options.weights}: {load_weights(model, options.weights)}")
+            say(f"{options.weights}: {load_weights(model, options.weights)}")
     data = PoseDataset(mixture.persons, mixture.folder, size, skeleton, recipe.augmentation, recipe.seed)
-    if not options.resume:
+    if not resume and ranks.first:
         settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
-        write_atomically(out / "run.json", json.dumps(settings, indent=1).encode())
+        settings["launch"] = launch()
+        write_atomically(out / RUN, json.dumps(settings, indent=1).encode())
     if skeleton.flip_pairs is None:
-        _say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
-    _say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
+        say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
+    say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
     protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        return score(network, validation, val_images, size, protocol, workers)
+        return score(network, validation, val_images, size, protocol, workers, ranks)
 
     has_sigmas = validation is not None and validation.skeleton.sigmas is not None
     name = "AP" if has_sigmas else "PCK@0.2"
@@ -136,18 +143,46 @@ def run(options: argparse.Namespace) -> None:
         score=name,
         device=device,
         workers=workers,
-        resume=options.resume,
+        resume=resume,
         checkpoint_seconds=seconds,
-        report=_say,
+        report=say,
+        ranks=ranks,
     )
     scored = [entry for entry in entries if entry.get(name) is not None]
     if scored:
         best = max(reversed(scored), key=lambda entry: entry[name])  # of equals the last, as in fit
-        _say(f"best: epoch {best['epoch'] + 1}, {name} {100 * best[name]:.1f}, in {out / BEST}")
+        say(f"best: epoch {best['epoch'] + 1}, {name} {100 * best[name]:.1f}, in {out / BEST}")
     else:
-        _say(
-            f"the network is in {out / LAST}" + ("" if validation else "; with --val the best epoch would be kept too")
-        )
+        say(f"the network is in {out / LAST}" + ("" if validation else "; with --val the best epoch would be kept too"))
+
+
+def _goes_on(out: Path, resume: bool) -> bool:
+    """Whether to go on with the run in `out`: if asked to, or if torchrun has started this again after a failure.
+
+    Raises: InputError if that is impossible, or if a new run would replace one.
+    """
+    check_output_folder(out, "--out")
+    held = [name for name in (LAST, BEST) if (out / name).exists()]
+    if restarts() > 0 and _launch_of(out) == launch():
+        return LAST in held  # else it failed before there was anything to go on with
+    if resume:
+        check((out / LAST).is_file(), "--resume", f"{out} holds no run ({LAST}); without --resume a new one is started")
+    elif held:
+        advice = "--resume goes on with it, another folder starts anew"
+        raise InputError(f"--out: {out} holds a run already ({' '.join(held)}); {advice}")
+    return resume
+
+
+def _launch_of(out: Path) -> str | None:
+    """What started the run in `out`: another one's run is not gone on with, however often torchrun tries."""
+    try:
+        return json.loads((out / RUN).read_bytes()).get("launch")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _keep_quiet(line: str) -> None:
+    pass
 
 
 def _say(line: str) -> None:
@@ -162,5 +197,6 @@ def score(
     size: tuple[int, int],
     protocol: Protocol,
     workers: int,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    return evaluate(model, annotations, folder, size, protocol=protocol, workers=workers).metrics
+    return evaluate(model, annotations, folder, size, protocol=protocol, workers=workers, ranks=ranks).metrics

@@ -112,17 +112,29 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     within an epoch goes on at `first_batch` with the very batches it would have seen.
 
     The last batch is left out if it is not full, unless there is no other: batch norm needs batches of like size.
+    Of several processes, each takes every `world`-th sample of each batch, from its `rank` on: together the same batch.
     Raises: InputError if there is nothing to make a batch of, or `first_batch` lies beyond the epoch.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, epoch: int, first_batch: int = 0) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         where = "EpochBatches"
         check(count > 0, where, f"count must be > 0, got {count}")
         check(batch_size > 0, where, f"batch_size must be > 0, got {batch_size}")
         check(seed >= 0 and epoch >= 0, where, f"seed and epoch must be >= 0, got {seed} and {epoch}")
         batches = count // min(batch_size, count)
         check(0 <= first_batch <= batches, where, f"first_batch must be 0..{batches}, got {first_batch}")
+        check(0 <= rank < world, where, f"rank must be 0..{world - 1}, got {rank}")
         self.epoch, self.batch_size, self.first_batch = epoch, min(batch_size, count), first_batch
+        self.rank, self.world = rank, world
         self.order = np.random.default_rng((seed, epoch)).permutation(count)
 
     def __len__(self) -> int:
@@ -131,4 +143,5 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in range(self.first_batch, len(self.order) // self.batch_size):
             start = batch * self.batch_size
-            yield [(self.epoch, int(i)) for i in self.order[start : start + self.batch_size]]
+            share = self.order[start : start + self.batch_size][self.rank :: self.world]
+            yield [(self.epoch, int(i)) for i in share]

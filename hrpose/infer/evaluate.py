@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
 from hrpose.infer.form import inference_form
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
+from hrpose.ranks import ALONE, Ranks
 
 GROUND_TRUTH = "ground-truth"
 
@@ -47,6 +49,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Score a network on a COCO keypoint file.
 
@@ -57,8 +60,10 @@ def evaluate(
         detections:  boxes to look at (``load_detections``); None for the annotated persons' own.
         boxes_name:  what to call the source of the boxes in the result.
         progress:    called with the number of persons done after each batch.
+        ranks:       the processes that do this together, each with the same model: they share the images, rank 0 scores
+                     all persons, once each.
     Returns: AP and AR are None where the skeleton has no sigmas. PCK@0.2 compares each annotated person with the
-        estimate for its own box, so it is None for detections.
+        estimate for its own box, so it is None for detections. All ranks get the same.
     Raises: InputError for a missing or broken image (before any work starts, if missing) or a model of another
         skeleton.
     """
@@ -67,8 +72,23 @@ def evaluate(
     check_model(model, size, skeleton)
     check_images((p.file_name for p in persons), folder)
     keypoints, scores = estimate_persons(
-        model, persons, folder, size, annotations, protocol, batch_size=batch_size, workers=workers, progress=progress
+        model, persons, folder, size, annotations, protocol, batch_size, workers, progress, ranks
     )
+    score = partial(_score, annotations, persons, keypoints, scores, size, boxes_name, protocol, detections is None)
+    return ranks.on_first(score)
+
+
+def _score(
+    annotations: Annotations,
+    persons: Sequence[Person],
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    size: tuple[int, int],
+    boxes_name: str,
+    protocol: Protocol,
+    annotated: bool,
+) -> Evaluation:
+    skeleton = annotations.skeleton
     boxes = [p.box for p in persons]
     areas = box_regions(boxes, size, protocol.padding)[1].prod(1).numpy()
     box_scores = np.array([p.score for p in persons])
@@ -80,7 +100,7 @@ def evaluate(
     if skeleton.sigmas is not None:
         metrics = dict(coco_metrics(annotations, results))
     found = None
-    if detections is None:
+    if annotated:
         joints, visible = np.array([p.joints for p in persons]), np.array([p.visible for p in persons])
         found = pck(keypoints, joints, visible, np.array(boxes), skeleton)
     metrics["PCK@0.2"] = found.value if found else None
@@ -100,16 +120,41 @@ def estimate_persons(
     batch_size: int = 32,
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keypoints (P, K, 2) in image pixels and scores (P, K) of `persons`, in their order; each image is read once."""
+    """Keypoints (P, K, 2) in image pixels and scores (P, K) of `persons`, in their order; each image is read once, by
+    one of the ranks, and all get all."""
+    share = partial(_estimate_share, model, persons, folder, size, annotations, protocol, batch_size, workers, progress)
+    shares = ranks.on_all(lambda: share(ranks))
+    order = np.argsort(np.concatenate([indices for indices, _, _ in shares]))
+    keypoints, scores = (np.concatenate(parts)[order] for parts in list(zip(*shares, strict=True))[1:])
+    return keypoints, scores
+
+
+def _estimate_share(
+    model: nn.Module,
+    persons: Sequence[Person],
+    folder: str | Path,
+    size: tuple[int, int],
+    annotations: Annotations,
+    protocol: Protocol,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], Any] | None,
+    ranks: Ranks,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices (Q,), keypoints (Q, K, 2) and scores (Q, K) of the persons in every `world`-th image from `rank` on."""
     skeleton = annotations.skeleton
     keypoints = np.zeros((len(persons), skeleton.num_joints, 2), np.float32)
     scores = np.zeros((len(persons), skeleton.num_joints), np.float32)
+    done: list[int] = []
     device, network = device_of(model), inference_form(model, protocol.precision)
-    loaded = load(_ImageCrops(persons, Path(folder), size, protocol), workers, batch_size=None)
+    images = _ImageCrops(persons, Path(folder), size, protocol, ranks)
+    loaded = load(images, workers, batch_size=None)
     with dead_worker_as_input_error():
         for indices, crops, transforms in _batches(loaded, batch_size):
             keypoints[indices], scores[indices] = estimate(network, crops.to(device), transforms, skeleton, protocol)
+            done += indices
             broken = [i for i in indices if not np.isfinite(scores[i]).all()]
             if broken:
                 person = persons[broken[0]]
@@ -120,17 +165,19 @@ def estimate_persons(
                 )
             if progress:
                 progress(len(indices))
-    return keypoints, scores
+    return np.array(done, np.int64), keypoints[done], scores[done]
 
 
 class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
-    """Per image: the indices of its persons, their crops (n, 3, H, W) and transforms (n, 2, 3)."""
+    """Per image of a rank: the indices of its persons, their crops (n, 3, H, W) and transforms (n, 2, 3)."""
 
-    def __init__(self, persons: Sequence[Person], folder: Path, size: tuple[int, int], protocol: Protocol) -> None:
+    def __init__(
+        self, persons: Sequence[Person], folder: Path, size: tuple[int, int], protocol: Protocol, ranks: Ranks
+    ) -> None:
         groups: dict[str, list[int]] = {}
         for index, person in enumerate(persons):
             groups.setdefault(person.file_name, []).append(index)
-        self.groups, self.persons = list(groups.items()), persons
+        self.groups, self.persons = list(groups.items())[ranks.rank :: ranks.world], persons
         self.folder, self.size, self.protocol = folder, size, protocol
 
     def __len__(self) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hrpose.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
-from hrpose.data.dataset import EpochBatches, PoseDataset, Sample, collate
+from hrpose.data.dataset import EpochBatches, PoseDataset, collate
 from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import check_model
+from hrpose.ranks import ALONE, Ranks
+from hrpose.train.distributed import (
+    Agreement,
+    SharedStatistics,
+    check_share,
+    share_batch_norm,
+    with_averaged_gradients,
+)
 from hrpose.train.log import RunLog
 from hrpose.train.memory import memory_kept
 from hrpose.train.recipe import Recipe
@@ -70,6 +79,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 300.0,
     report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr),
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Train `model` on `data` by `recipe`.
 
@@ -86,6 +96,9 @@ def fit(
         score:      the name among them that decides which epoch is best.
         workers:    processes that load data; the results do not depend on it.
         resume:     go on from out/last.pt; a run that is complete is left as it is.
+        ranks:      the processes that train together (``hrpose.ranks.joined``), each called with the same arguments and
+                    its own device. The recipe's batch is that of all: each has an equal share of it, and the gradients
+                    are averaged. Rank 0 alone writes and reports. `validate` is called on all, rank 0's scores count.
     Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, what `validate`
         found.
     Raises: Interrupted after SIGTERM, SIGINT or SIGHUP; Diverged; InputError if the checkpoint to resume is of another
@@ -98,41 +111,47 @@ def fit(
     joints, hard = data.skeleton.num_joints, recipe.hard_keypoints
     check(hard is None or hard <= joints, "fit", f"hard_keypoints must be at most {joints}, the joints, got {hard}")
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
+    check_share(min(recipe.batch_size, len(data)), ranks)
     model.to(device=device, memory_format=torch.channels_last)
+    if recipe.sync_bn and ranks.world > 1:
+        share_batch_norm(model)
     # One fused pass over the parameters; the default would loop over them in Python on the CPU.
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
-    run = _Run(model, data, recipe, out, optimizer, Progress(), report, _fingerprint(data))
+    report = report if ranks.first else lambda line: None
+    run = _Run(model, data, recipe, out, optimizer, Progress(), report, _fingerprint(data), ranks)
     progress = run.progress
-    for part in out.glob(".*.part"):  # what a process that was killed while it saved has left
-        part.unlink(missing_ok=True)
+    same = ranks.gather((model.hrpose_config, recipe.to_dict(), run.fingerprint))
+    check(all(other == same[0] for other in same), "fit", "network, recipe and data must be the same on all ranks")
     if resume:
         run.restore()
-    else:
-        (out / BEST).unlink(missing_ok=True)  # of another run
-        run.save()  # a run without room for its checkpoint shall not find that out in an hour
-    log = RunLog(out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
+    log = ranks.on_first(lambda: run.prepare_folder(resume))
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
+    network = with_averaged_gradients(model, ranks)
 
     kept = memory_kept() if device.type == "cpu" else nullcontext()
     with kept, StopRequest() as stop, dead_worker_as_input_error():
+        agreement = Agreement(ranks, stop)
         while progress.epoch < recipe.epochs:
-            _train_epoch(run, log, stop, device, bf16, workers, checkpoint_seconds)
+            _train_epoch(run, network, log, agreement, device, bf16, workers, checkpoint_seconds)
             entry = run.epoch_entry()
             if validate is not None:
                 run.save()
                 with stop.at_once(f"while epoch {progress.epoch + 1} was scored"):
-                    scores = {name: _plain(value) for name, value in validate(model.eval()).items()}
+                    found = validate(model.eval())
+                scores = ranks.on_first(partial(_plain_scores, found))
                 _check_scores(scores, entry, score)
                 entry |= scores
                 run.keep_best(entry, score)
-            log.write(**entry)
+            if ranks.first:
+                log.write(**entry)
             report(_line(entry, recipe))
             progress.next_epoch()
             run.save()
-            if stop.signal and progress.epoch < recipe.epochs:
-                raise Interrupted(f"stopped after epoch {progress.epoch}", stop.signal)
-    return [entry for entry in log.entries() if entry["kind"] == "epoch"]
+            signal = agreement.ask()
+            if signal and progress.epoch < recipe.epochs:
+                raise Interrupted(f"stopped after epoch {progress.epoch}", signal)
+    return ranks.on_first(lambda: [entry for entry in log.entries() if entry["kind"] == "epoch"])
 
 
 @dataclass
@@ -147,12 +166,22 @@ class _Run:
     progress: Progress
     report: Callable[[str], Any]
     fingerprint: str
+    ranks: Ranks
     saved_at: float = 0.0
 
     @property
     def steps(self) -> int:
         """Batches of a whole epoch."""
         return len(EpochBatches(len(self.data), self.recipe.batch_size, self.recipe.seed, 0))
+
+    def prepare_folder(self, resume: bool) -> RunLog:
+        for part in self.out.glob(".*.part"):  # what a process that was killed while it saved has left
+            part.unlink(missing_ok=True)
+        if not resume:
+            (self.out / BEST).unlink(missing_ok=True)  # of another run
+            self.save()  # a run without room for its checkpoint shall not find that out in an hour
+        progress = self.progress
+        return RunLog(self.out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
 
     def save(self) -> None:
         """Write LAST: all that it takes to go on."""
@@ -161,7 +190,15 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Go on from LAST. Raises: InputError if it is of another run."""
+        """Go on from LAST, which rank 0 reads. Raises: InputError if it is of another run."""
+        checkpoint = self.ranks.on_first(self._read_last)
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.training["optimizer"])
+        for name, value in checkpoint.training["progress"].items():
+            setattr(self.progress, name, value)
+        self.saved_at = time.monotonic()
+
+    def _read_last(self) -> Checkpoint:
         path = self.out / LAST
         check(path.is_file(), f"resume {self.out}", f"holds no run ({LAST}); without resuming, a new one is started")
         checkpoint = load_checkpoint(path)
@@ -181,11 +218,7 @@ class _Run:
             check(theirs == mine, where, f"is a run with {name} = {theirs}, asked to go on with {name} = {mine}")
         same = training.get("data", self.fingerprint) == self.fingerprint  # older files hold none
         check(same, where, "is a run on other data: boxes, joints, file names, flip pairs, seed or augmentation differ")
-        self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(training["optimizer"])
-        for name, value in training["progress"].items():
-            setattr(self.progress, name, value)
-        self.saved_at = time.monotonic()
+        return checkpoint
 
     def keep_best(self, entry: dict[str, Any], score: str) -> None:
         """Write BEST if the epoch's score is the highest so far, of equals the later: on a small validation set a score
@@ -213,6 +246,8 @@ class _Run:
         }
 
     def _write(self, name: str, training: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
         weights: dict[str, Tensor] = {key: tensor.detach().cpu() for key, tensor in self.model.state_dict().items()}
         training = {**training, "recipe": self.recipe.to_dict()}
         checkpoint = Checkpoint(self.model.hrpose_config, weights, self.data.skeleton, tuple(self.data.size), training)
@@ -221,25 +256,29 @@ class _Run:
 
 def _train_epoch(
     run: _Run,
+    network: nn.Module,
     log: RunLog,
-    stop: StopRequest,
+    agreement: Agreement,
     device: torch.device,
     bf16: bool,
     workers: int,
     checkpoint_seconds: float,
 ) -> None:
-    """The steps of the epoch that are left."""
-    progress, recipe, steps = run.progress, run.recipe, run.steps
+    """The steps of the epoch that are left. `network`: the run's model, with averaged gradients."""
+    progress, recipe, steps, ranks = run.progress, run.recipe, run.steps, run.ranks
     if progress.step == steps:  # the process before this one ended while the epoch was scored
         return
-    batches = EpochBatches(len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step)
+    batches = EpochBatches(
+        len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step, ranks.rank, ranks.world
+    )
     loaded = load(run.data, workers, collate, batch_sampler=batches, pin_memory=device.type == "cuda")
     sigma, statistics = recipe.sigma_for(run.data.size), BufferCopy(run.model)
-    run.model.train()
+    shared = None if recipe.sync_bn else SharedStatistics(run.model, ranks)
+    network.train()
     clock = time.monotonic()
     bar = tqdm(
         total=steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}/{recipe.epochs}", unit="batch",
-        leave=False, disable=None, dynamic_ncols=True,
+        leave=False, disable=None if ranks.first else True, dynamic_ncols=True,
     )  # fmt: skip
     with bar:
         for taken, batch in enumerate(loaded, 1):
@@ -247,25 +286,27 @@ def _train_epoch(
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             hard = recipe.hard_keypoints
-            loss = train_step(run.model, run.optimizer, batch, sigma, device, bf16, statistics, hard)
+            loss = train_step(network, run.optimizer, batch, sigma, device, bf16, statistics, hard, agreement)
+            if shared and loss == loss:
+                shared.average()
             progress.step += 1
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
-            _count_step(run, loss, batch)
+            _count_step(run, loss, agreement.bad_ranks)
             bar.set_postfix_str(_bar_text(progress, batches.batch_size), refresh=False)
             bar.update()
-            if progress.step % _LOG_EVERY == 0:
+            if progress.step % _LOG_EVERY == 0 and ranks.first:
                 log.write(kind="step", epoch=progress.epoch, step=progress.step, loss=progress.loss, lr=lr)
-            if stop.signal:
-                run.save()
+            if agreement.signal:
+                ranks.on_first(run.save)  # nobody ends before: torchrun would end the one that writes
                 where = f"epoch {progress.epoch + 1} after {progress.step} of {steps} batches"
-                raise Interrupted(f"stopped in {where}", stop.signal)
+                raise Interrupted(f"stopped in {where}", agreement.signal)
             if time.monotonic() - run.saved_at > checkpoint_seconds:
                 run.save()
-            if taken == _THREADS_CHECKED_AFTER and device.type == "cpu":
+            if taken == _THREADS_CHECKED_AFTER and device.type == "cpu" and ranks.first:
                 _warn_of_slow_threads(run)
 
 
-def _count_step(run: _Run, loss: float, batch: Sample) -> None:
+def _count_step(run: _Run, loss: float, bad_ranks: Sequence[int]) -> None:
     """Note the loss of a step, or that it was skipped. Raises: Diverged after too many of these in a row."""
     progress = run.progress
     if loss == loss:
@@ -275,12 +316,23 @@ def _count_step(run: _Run, loss: float, batch: Sample) -> None:
         return
     progress.bad_steps += 1
     progress.skipped += 1
-    ids = [run.data.persons[i].annotation_id for i in batch.person.tolist()]
-    where = f"epoch {progress.epoch + 1}, batch {progress.step}"
+    where, shares = f"epoch {progress.epoch + 1}, batch {progress.step}", [_share(run, rank) for rank in bad_ranks]
+    ids = [run.data.persons[i].annotation_id for share in shares for i in share]
+    if run.ranks.world > 1:
+        where += f", rank {', '.join(map(str, bad_ranks))}"
     run.report(f"{where}: the loss is not finite, the step is skipped; annotations {ids}")
     if progress.bad_steps >= run.recipe.max_bad_steps:
         message = f"{where}: the loss was not finite {progress.bad_steps} times in a row (last: annotations {ids}); "
         raise Diverged(message + "lower lr, or look at these annotations")
+
+
+def _share(run: _Run, rank: int) -> list[int]:
+    """The persons that a rank had in the step just done."""
+    progress, recipe = run.progress, run.recipe
+    batches = EpochBatches(
+        len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step - 1, rank, run.ranks.world
+    )
+    return [index for _, index in next(iter(batches))]
 
 
 def _warn_of_slow_threads(run: _Run) -> None:
@@ -295,6 +347,10 @@ def _plain(value: Any) -> Any:
     return (
         value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1) else value
     )
+
+
+def _plain_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in scores.items()}
 
 
 def _check_scores(scores: dict[str, Any], entry: dict[str, Any], score: str) -> None:

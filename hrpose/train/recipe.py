@@ -18,7 +18,7 @@ class Recipe:
     """Everything that decides the weights besides the network and the data.
 
     epochs:         passes over the data.
-    batch_size:     persons per step.
+    batch_size:     persons per step, of all processes together.
     lr:             of Adam, without weight decay.
     drops:          epochs (counted from 0) at whose start lr is multiplied by drop_factor.
     schedule:       "step" as above, or "cosine" from lr to 0 over the epochs.
@@ -30,6 +30,7 @@ class Recipe:
     max_bad_steps:  give up after so many steps in a row whose loss is not finite.
     hard_keypoints: how many joints of each person, the worst ones, the last output learns from (``heatmap_ohkm``);
                     None: all.
+    sync_bn:        whether batch norm normalises over the batch of all processes, not over each one's share.
     """
 
     epochs: int = 140
@@ -45,6 +46,7 @@ class Recipe:
     seed: int = 0
     max_bad_steps: int = 10
     hard_keypoints: int | None = None
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
         def rule(holds: bool, name: str, what: str) -> None:
@@ -114,6 +116,9 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     if optional and text == "none":
         return None
     kind = typing.get_args(kind)[0] if optional else kind
+    if kind is bool:
+        check(text in ("true", "false"), "--set", f"{name} must be true or false, got {text!r}")
+        return text == "true"
     try:
         return tuple(int(part) for part in text.split(",") if part) if kind == tuple[int, ...] else kind(text)
     except ValueError:

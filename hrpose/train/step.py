@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ def train_step(
     bf16: bool,
     statistics: BufferCopy | None = None,
     hard_keypoints: int | None = None,
+    agree: Callable[[float, bool], float] = lambda loss, finite: loss if finite else float("nan"),
 ) -> float:
     """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss, NaN if it was
     skipped.
@@ -27,7 +30,8 @@ def train_step(
     targets; `hard_keypoints` is that of ``supervised_loss``.
     If the loss or a gradient is not finite nothing is updated, the running statistics of batch norm included: one such
     step would otherwise make every weight NaN. `statistics` is the place to keep these meanwhile, for use in many
-    steps.
+    steps. `agree` makes of this process's loss, and of whether all is finite, the loss to return: see
+    ``distributed.Agreement``.
     """
     statistics = statistics or BufferCopy(model)
     statistics.take()
@@ -44,11 +48,13 @@ def train_step(
     optimizer.zero_grad()
     loss.backward()
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if torch.isfinite(loss.detach() + torch.stack(norms).sum()):
+    finite = bool(torch.isfinite(loss.detach() + torch.stack(norms).sum()))
+    agreed = agree(float(loss.detach()), finite)
+    if agreed == agreed:
         optimizer.step()
-        return float(loss.detach())
-    statistics.put_back()
-    return float("nan")
+    else:
+        statistics.put_back()
+    return agreed
 
 
 class BufferCopy:
