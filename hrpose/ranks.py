@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ _PATIENCE = timedelta(minutes=10)
 
 class LostRank(InputError):
     """Another process of the run has ended or does not answer; why is in its own message."""
+
+
+class ErrorOfRank(InputError):
+    """The error of another rank, which ends this one too; that one says it."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,11 @@ class Ranks:
         """What `work` gives on each rank. If it raises InputError on some, all raise the first of these."""
         if self.world == 1:
             return [work()]
-        outcomes = self.gather(_outcome(work))
-        for outcome in outcomes:
+        mine = _outcome(work)
+        outcomes = self.gather(mine)
+        for rank, outcome in enumerate(outcomes):
             if isinstance(outcome, InputError):
-                raise outcome
+                raise mine if rank == self.rank else ErrorOfRank(str(outcome))
         return outcomes
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -72,7 +79,7 @@ class Ranks:
         values = [_outcome(work) if self.first else None]
         dist.broadcast_object_list(values, src=0)
         if isinstance(values[0], InputError):
-            raise values[0]
+            raise values[0] if self.first else ErrorOfRank(str(values[0]))
         return values[0]
 
 
@@ -89,6 +96,19 @@ def _outcome(work: Callable[[], T]) -> T | InputError:
 def local_rank() -> int | None:
     """Which of the processes on this machine this is, hence which card it uses; None if no launcher started several."""
     return _number("LOCAL_RANK") if _launched() else None
+
+
+def backends() -> list[str]:
+    """By what processes can talk here: gloo for tensors on the CPU, nccl for those on CUDA."""
+    if not dist.is_available():
+        return []
+    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available() and torch.cuda.is_available()}
+    return [name for name, there in found.items() if there]
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, or alone."""
+    return not _launched() or _number("RANK") == 0
 
 
 def local_world() -> int:
@@ -125,9 +145,33 @@ def joined() -> Iterator[Ranks]:
     if cards:
         torch.cuda.set_device(_number("LOCAL_RANK") % cards)
     with lost_rank_as_input_error():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=_PATIENCE)
+        store = next(dist.rendezvous("env://", timeout=_PATIENCE))[0]
+        backends = "cpu:gloo,cuda:nccl" if cards else "gloo"
+        store = dist.PrefixStore(_attempt(store, ranks), store)
+        dist.init_process_group(backends, timeout=_PATIENCE, store=store, rank=ranks.rank, world_size=ranks.world)
         yield ranks
         dist.destroy_process_group()  # not after an error: NCCL would wait for those that are gone
+
+
+def _attempt(store: dist.Store, ranks: Ranks) -> str:
+    """A name that these very processes have for what they do together.
+
+    When torchrun starts processes again they find in its store what those before them wrote: addresses where nobody
+    listens. So rank 0 invents a name, and the others take one only if it is confirmed to them.
+    """
+    me, end = uuid.uuid4().hex, time.monotonic() + _PATIENCE.total_seconds()
+    if ranks.first:
+        store.set("attempt", me)
+        for rank in range(1, ranks.world):
+            store.set(f"{me} confirms {rank}", store.get(f"{me} {rank}"))  # get waits for it
+        return me
+    while time.monotonic() < end:
+        name = store.get("attempt").decode()
+        store.set(f"{name} {ranks.rank}", me)
+        time.sleep(0.02)
+        if store.check([f"{name} confirms {ranks.rank}"]) and store.get(f"{name} confirms {ranks.rank}") == me.encode():
+            return name
+    raise LostRank("rank 0 of this run has not come; its own message says why")
 
 
 @contextmanager

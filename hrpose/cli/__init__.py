@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from hrpose.cli import ablate, bench, demo, doctor, evaluate, models, predict, train
+    from hrpose.ranks import ErrorOfRank, is_first
+    from hrpose.train.fit import Diverged
     from hrpose.train.stop import Interrupted
 
     parser = argparse.ArgumentParser(prog="hrpose", description="Human pose estimation: train, evaluate, predict.")
@@ -26,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()  # here, where a closed pipe can be answered, and not when Python exits
     except InputError as error:
-        print(f"hrpose: error: {error}", file=sys.stderr)
+        if not isinstance(error, ErrorOfRank) and (is_first() or not isinstance(error, Diverged)):  # said once
+            print(f"hrpose: error: {error}", file=sys.stderr)
         return 2
     except torch.cuda.OutOfMemoryError as error:
         advice = "a smaller batch needs less (--batch-size, in training --set batch_size=N)"
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Interrupted as stop:
         again = "the same command with --resume" if options.command == "train" else "the same command"
-        print(f"hrpose: {stop}; {again} goes on from here", file=sys.stderr)
+        if is_first():
+            print(f"hrpose: {stop}; {again} goes on from here", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         return 130

@@ -13,6 +13,7 @@ import torch
 
 import hrpose
 from hrpose.ops import _ext
+from hrpose.ranks import backends
 from hrpose.train.step import resolve_precision
 from hrpose.train.threads import slowdown_of_threads
 
@@ -51,6 +52,7 @@ def diagnose() -> dict[str, Any]:
             "cpu": _ext.why_reference(torch.empty(0)),
             "cuda": on_cuda,
         },
+        "distributed": backends(),
         "environment": {name: os.environ[name] for name in ("HRPOSE_EXT", "HRPOSE_ISA") if name in os.environ},
     }
 
@@ -79,6 +81,7 @@ def format_diagnosis(found: dict[str, Any]) -> str:
         f"CUDA        {cuda['problem'] or 'driver {}.{}, runtime {}.{}'.format(*cuda['driver'], *cuda['runtime'])}"
     )
     lines.append(f"torch CUDA  {found['torch_cuda'] or 'this torch is a CPU build'}")
+    lines.append(f"distributed {', '.join(found['distributed']) or 'no: this torch is built without'}")
     for device, reason in found["reference"].items():
         where = f"ops on {device.upper()}"
         lines.append(f"{where:<11} {'our kernels' if reason is None else 'PyTorch reference: ' + reason}")

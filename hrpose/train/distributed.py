@@ -6,6 +6,7 @@ share of the batch and the losses are means, their average is the gradient of th
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrpose.errors import check
 from hrpose.ranks import Ranks
+from hrpose.train.step import BufferCopy
 from hrpose.train.stop import StopRequest
 
 
@@ -25,32 +27,39 @@ def check_share(batch_size: int, ranks: Ranks) -> None:
     check(batch_size % ranks.world == 0, "fit", f"batch_size {rule}, got {batch_size}")
 
 
-def with_averaged_gradients(model: nn.Module, ranks: Ranks) -> nn.Module:
+def with_averaged_gradients(model: nn.Module, ranks: Ranks, size: tuple[int, int]) -> nn.Module:
     """The module to call instead of `model`, whose backward pass averages the gradients of all ranks.
 
-    Starts by making the weights of all ranks those of rank 0. Alone it is the model itself.
+    Starts by making the weights of all ranks those of rank 0. `size`: (width, height) of the input. Alone it is the
+    model itself.
     """
     if ranks.world == 1:
         return model
     device = next(model.parameters()).device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch 2.13, about another name for broadcast_buffers
-        return DistributedDataParallel(
+        network = DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,  # they are averaged, see SharedStatistics
-            # Else it would regroup the gradients after its first step and add them up in another order from then on, so
-            # that a resumed run of three and more would differ in the last bits. It allows unused weights, too.
-            find_unused_parameters=True,
             gradient_as_bucket_view=True,  # the gradients are where they travel from: no second copy
         )
+    # After its first pass it groups the gradients anew, and would add them up in another order from then on: a resumed
+    # run of three processes would differ in the last bits. So that pass is made here, on nothing.
+    buffers = BufferCopy(model)
+    buffers.take()
+    blank = torch.zeros(2, 3, size[1], size[0], device=device).contiguous(memory_format=torch.channels_last)
+    found = network.train()(blank)
+    sum(heatmaps.sum() for heatmaps in ((found,) if isinstance(found, Tensor) else found)).backward()
+    network.zero_grad()
+    buffers.put_back()
+    return network
 
 
 class Agreement:
     """What all ranks make of each step: the loss of the whole batch, whether it counts, and whether to stop.
 
-    bad_ranks: those whose loss was not finite in the last step that was skipped; if only the averaged gradients were
-    not, all.
+    bad_ranks: if the last step was skipped, those whose loss was not finite; all, if only the gradients were not.
     """
 
     def __init__(self, ranks: Ranks, stop: StopRequest) -> None:
@@ -58,15 +67,13 @@ class Agreement:
         self.bad_ranks = list(range(ranks.world))
         self._signal = 0
 
-    def __call__(self, loss: float, finite: bool) -> float:
-        """The mean loss; NaN if all are to skip the step. `finite`: whether this rank's loss and gradients are."""
-        rows = self.ranks.gather_numbers([loss, finite, self.stop.signal])
-        self._signal = int(max(signal for *_, signal in rows))
-        finite_losses = [abs(loss) < float("inf") for loss, *_ in rows]
-        if all(finite_losses) and all(finite for _, finite, _ in rows):
-            return sum(loss for loss, *_ in rows) / len(rows)
-        self.bad_ranks = [rank for rank, good in enumerate(finite_losses) if not good] or list(range(len(rows)))
-        return float("nan")
+    def __call__(self, loss: float) -> float:
+        """The mean of the ranks' losses, so that it is finite for all or for none, as the averaged gradients are."""
+        losses, signals = zip(*self.ranks.gather_numbers([loss, self.stop.signal]), strict=True)
+        self._signal = int(max(signals))
+        bad = [rank for rank, value in enumerate(losses) if not math.isfinite(value)]
+        self.bad_ranks = bad or list(range(len(losses)))
+        return float("nan") if bad else sum(losses) / len(losses)
 
     @property
     def signal(self) -> int:

@@ -127,7 +127,7 @@ def fit(
     log = ranks.on_first(lambda: run.prepare_folder(resume))
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
-    network = with_averaged_gradients(model, ranks)
+    network = with_averaged_gradients(model, ranks, data.size)
 
     kept = memory_kept() if device.type == "cpu" else nullcontext()
     with kept, StopRequest() as stop, dead_worker_as_input_error():

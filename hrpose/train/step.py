@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,7 @@ def train_step(
     bf16: bool,
     statistics: BufferCopy | None = None,
     hard_keypoints: int | None = None,
-    agree: Callable[[float, bool], float] = lambda loss, finite: loss if finite else float("nan"),
+    agree: Callable[[float], float] = lambda loss: loss,
 ) -> float:
     """One step on a batch: targets on the device, forward, loss, backward, update. Returns the loss, NaN if it was
     skipped.
@@ -30,8 +31,7 @@ def train_step(
     targets; `hard_keypoints` is that of ``supervised_loss``.
     If the loss or a gradient is not finite nothing is updated, the running statistics of batch norm included: one such
     step would otherwise make every weight NaN. `statistics` is the place to keep these meanwhile, for use in many
-    steps. `agree` makes of this process's loss, and of whether all is finite, the loss to return: see
-    ``distributed.Agreement``.
+    steps. `agree` makes the loss of the whole batch of that of this process's share: see ``distributed.Agreement``.
     """
     statistics = statistics or BufferCopy(model)
     statistics.take()
@@ -48,13 +48,12 @@ def train_step(
     optimizer.zero_grad()
     loss.backward()
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    finite = bool(torch.isfinite(loss.detach() + torch.stack(norms).sum()))
-    agreed = agree(float(loss.detach()), finite)
-    if agreed == agreed:
+    found = agree(float(loss.detach()))
+    if math.isfinite(found) and torch.isfinite(torch.stack(norms).sum()):
         optimizer.step()
-    else:
-        statistics.put_back()
-    return agreed
+        return found
+    statistics.put_back()
+    return float("nan")
 
 
 class BufferCopy:

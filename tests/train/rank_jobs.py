@@ -89,7 +89,7 @@ def network(seed: int = 0, double: bool = False, norm: bool = True) -> torch.nn.
 def train(ranks, persons, folder, out, recipe=TINY, double=False, norm=True, broken=None, resume=False, **options):
     """Weights and loss of each epoch after a run; `broken`: what is made wrong, to see that it is noticed."""
     if broken == "averaging":
-        LOOP.with_averaged_gradients = lambda model, ranks: model
+        LOOP.with_averaged_gradients = lambda model, *rest: model
     if broken == "stride":
         LOOP.EpochBatches = lambda *arguments: EpochBatches(*arguments[:5], 0, *arguments[6:])
     if broken == "statistics":

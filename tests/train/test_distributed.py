@@ -166,7 +166,10 @@ def test_image_that_one_rank_cannot_read_is_every_ranks_error(persons, folder, t
     (tmp_path / "3.png").unlink()
     (tmp_path / "3.png").write_bytes(b"no image")
     error = (InputError, f"image {tmp_path / '3.png'}: is not an image that Pillow can read")
-    assert on_ranks(2, evaluate_broken, path, tmp_path) == [error, error]
+    found = on_ranks(2, evaluate_broken, path, tmp_path)
+    assert {message for _, message in found} == {error[1]} and sorted(kind.__name__ for kind, _ in found) == [
+        "ErrorOfRank", "InputError",
+    ]  # fmt: skip
     people = load_annotations(path).persons
     found = on_ranks(2, train, people, tmp_path, tmp_path / "run")  # here there is no time to ask the others
     assert sorted(kind.__name__ for kind, _ in found) == ["InputError", "LostRank"] and error in found
@@ -230,12 +233,12 @@ def test_command_line_under_torchrun(persons, folder, tmp_path):
     """Killed with and without restarts, stopped by SIGTERM, resumed; a run of somebody else is never gone on with."""
     path = write_coco(folder, persons, 28)
     arguments = ["train", "--data", str(path), "--images", str(folder), "--val", str(path), "--model", "dpn1_32"]
-    arguments += ["--width", "32", "--height", "32", "--epochs", "60", "--set", "batch_size=4", "--set"]
+    arguments += ["--width", "32", "--height", "32", "--epochs", "20", "--set", "batch_size=4", "--set"]
     arguments += ["precision=fp32", "--device", "cpu", "--workers", "0", "--checkpoint-seconds", "0.05", "--out"]
 
     whole = torchrun([*arguments, str(tmp_path / "whole")])
     printed = whole.communicate(timeout=300)[0]
-    assert whole.returncode == 0 and printed.count("epoch 60/60") == 1 and printed.count("28 persons") == 1
+    assert whole.returncode == 0 and printed.count("epoch 20/20") == 1 and printed.count("28 persons") == 1
 
     def begun(out: Path) -> bool:
         return (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) > 2
@@ -251,7 +254,7 @@ def test_command_line_under_torchrun(persons, folder, tmp_path):
 
     launcher = torchrun([*arguments, str(out)], restarts=1)  # refused, also when torchrun tries again
     printed = launcher.communicate(timeout=120)[0]
-    assert launcher.returncode != 0 and printed.count("holds a run already") == 4  # 2 processes, twice
+    assert launcher.returncode != 0 and printed.count("holds a run already") == 2
 
     out = tmp_path / "stopped"
     launcher = torchrun([*arguments, str(out)])
