@@ -60,6 +60,7 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     dtype = parameter.dtype if dtype is None else dtype
     fused = kernel_takes(parameter.new_empty(0, dtype=dtype))
     if fused or parameter.is_cuda:
+        _reduce_early(fast, dtype)
         _fuse_chains(fast, dtype)
     fold_batch_norms(fast)
     _merge_heads(fast)
@@ -81,6 +82,20 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 def inference_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype of a network that `optimize` made, None for another one."""
     return getattr(model, "inference_dtype", None)
+
+
+def _reduce_early(model: nn.Module, dtype: torch.dtype) -> None:
+    """Where DPN's reduction has the stride, let the last bottleneck before it compute only the pixels that it reads.
+
+    A 1x1 convolution of stride s reads every s-th pixel; a 3x3 of stride s gives these and no others. The bottleneck
+    becomes a chain of its own, because only the first of a chain may have a stride.
+    """
+    if not isinstance(model, DPN) or model.reduce[0].stride == (1, 1):
+        return
+    *blocks, last = model.conv1
+    if all(_fusable(block, index == 0, dtype) for index, block in enumerate((*blocks, last))):
+        last.conv2.stride, model.reduce[0].stride = model.reduce[0].stride, (1, 1)
+        model.conv1 = nn.Sequential(*(FusedBottlenecks.from_blocks(chain, dtype) for chain in (blocks, [last])))
 
 
 def _fuse_chains(module: nn.Module, dtype: torch.dtype) -> None:

@@ -71,6 +71,21 @@ def test_chains_of_bottlenecks_are_fused():
     assert isinstance(optimize(trained("hrnet_w18")).layer1, FusedBottlenecks)
 
 
+@needs_native
+@torch.no_grad()
+def test_the_last_block_before_a_strided_reduction_computes_what_it_reads():
+    """A quarter of the pixels; where the reduction has no stride, all of them."""
+    model = trained("dpn1_32")
+    fast, x = optimize(model), torch.randn(1, 64, 18, 12)
+    assert [len(part.dilations) for part in fast.conv1] == [2, 1] and fast.reduce[0].stride == 1
+    want = model.conv1(x)
+    assert fast.conv1(x).shape == (1, 256, 9, 6)
+    torch.testing.assert_close(fast.conv1(x), want[:, :, ::2, ::2], rtol=0, atol=2e-5 * float(want.abs().max()))
+    assert model.reduce[0].stride == (2, 2) and model.conv1[2].conv2.stride == (1, 1)
+    for same in (trained("dpn1_32", resolution="high"), trained("dpn1_64")):
+        assert isinstance(optimize(same).conv1, FusedBottlenecks)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types(dtype):
     model = trained("dpn1_32").to(dtype)

@@ -35,7 +35,8 @@ template <class T> void run_basic_blocks(const BasicBlocksArgs &args) {
   char *const scratches = maps + (space.own_images ? args.threads : 1) * space.map;
   std::memset(base, 0, size_t(space.shared));
   int *const arrived = reinterpret_cast<int *>(base);
-  const int64_t c = args.channels, products = args.tile ? (args.tile + 2) * (args.tile + 2) : 9, size = products * c * c;
+  const int64_t c = args.channels, products = args.tile ? (args.tile + 2) * (args.tile + 2) : 9;
+  const int64_t size = products * c * c; // of the weights of a convolution
   team(args.threads, [&](int rank, int workers) {
     const AmxTiles<T> tiles;
     const ConvScratch<T> scratch = space.room.at(scratches + rank * space.scratch);

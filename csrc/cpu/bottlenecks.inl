@@ -1,7 +1,7 @@
 // A chain of residual bottlenecks, NHWC, batch norm folded into weights and biases. With y0 = relu(W1_0 x + b1_0):
 //
 //     z = relu(W2_i * y_i + b2_i)          3x3, dilation d_i, in block 0 with stride
-//     x = relu(shortcut(x) + W3_i z + b3_i)          the shortcut of block 0 may be a 1x1 projection
+//     x = relu(shortcut(x) + W3_i z + b3_i)          that of block 0 with stride, and perhaps a 1x1 projection
 //     y_i+1 = relu(W1_i+1 x + b1_i+1)
 //
 // One stage per block: a strip of pixels goes through all three lines while z and the new x are in the cache. Only y is
@@ -230,12 +230,12 @@ template <class T> struct Chain {
     int count = 0;
     for (int64_t row = first / across; row <= (last - 1) / across; ++row) {
       const int64_t begin = row * across < first ? first % across : 0;
-      const int64_t end = (row + 1) * across > last ? last - row * across : across;
+      const int64_t end = (row + 1) * across > last ? last - row * across : across, top = origin(row, d);
       for (int i = 0; i < 4; ++i)
         for (int64_t group = begin / d; group <= (end - 1) / d; ++group)
           for (int j = 0; j < 4; ++j)
             for (int64_t col = group * d < begin ? begin : group * d; col < end && col < (group + 1) * d; ++col) {
-              const int64_t y = origin(row, d) + i * d, x = origin(col, d) + j * d;
+              const int64_t y = top + i * d, x = col + (3 * group + j) * d;
               const bool inside = y < h && x < w;
               float *const z = inside ? scratch.z + count * mid : outside;
               outs[row * across + col - first][4 * i + j] = z;
@@ -270,7 +270,8 @@ template <class T> struct Chain {
     const Block<T> *next = index + 1 < args.blocks ? &after : nullptr;
     if constexpr (sizeof(T) == sizeof(float)) {
       if (b.u) {
-        const int64_t tiles = tiles_of(b.dilation), chunks = ceil_div(ceil_div(tiles, Tiles::tiles(args.mid)), workers) * workers;
+        const int64_t tiles = tiles_of(b.dilation);
+        const int64_t chunks = ceil_div(ceil_div(tiles, Tiles::tiles(args.mid)), workers) * workers;
         for (; mine < chunks; mine = take(ticket)) {
           const int64_t first = part_begin(tiles, chunks, mine), last = part_begin(tiles, chunks, mine + 1);
           if (first < last)
@@ -316,7 +317,8 @@ template <class T> struct Workspace {
     y_first = lines<T>(a.h * a.w * a.mid) + kLine; // a line apart, so that equal pixels of both miss each other in L1
     y_both = y_first + lines<T>(chain.h * chain.w * a.mid) + kLine;
     y_all = (whole_images ? a.threads : 1) * y_both;
-    z = lines<T>((a.winograd && Tiles::kOutputs * Tiles::kMostTiles > kStrip<T> ? Tiles::kOutputs * Tiles::kMostTiles : kStrip<T>) * a.mid);
+    constexpr int64_t tiled = Tiles::kOutputs * Tiles::kMostTiles;
+    z = lines<T>((a.winograd && tiled > kStrip<T> ? tiled : kStrip<T>) * a.mid);
     factors = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid, a.mid)) : 0;
     products = a.winograd ? lines<float>(Tiles::kProducts * Tiles::plane(a.mid, kPanel)) : 0;
     zeros = lines<float>(a.mid);
@@ -329,7 +331,8 @@ template <class T> struct Workspace {
     tickets = reinterpret_cast<int64_t *>(base + kLine);
   }
   Scratch<T> scratch_of(int rank) const {
-    char *const own = base + shared + y_all + rank * scratch, *const planes = own + z, *const zero = planes + factors + products;
+    char *const own = base + shared + y_all + rank * scratch, *const planes = own + z;
+    char *const zero = planes + factors + products;
     std::memset(zero, 0, size_t(zeros));
     return {reinterpret_cast<T *>(own), reinterpret_cast<float *>(planes), reinterpret_cast<float *>(planes + factors),
             reinterpret_cast<float *>(zero), reinterpret_cast<T *>(zero + zeros)};

@@ -13,8 +13,8 @@ constexpr int kAmxRows = 0;
 #endif
 constexpr int64_t kAhead = 2048; // bytes of weights that are fetched ahead: those of a layer are cold, and panels short
 
-// Rows that a caller had best ask for at a time, and the most it may: four register tiles, or kAmxRows. Weights are read
-// from L2 once for all of them.
+// Rows that a caller had best ask for at a time, and the most it may: four register tiles, or kAmxRows. Weights are
+// read from L2 once for all of them.
 template <class T> constexpr int kStrip = kAmxRows && sizeof(T) < sizeof(float) ? kAmxRows : 4 * kRows;
 
 // sum over terms: rows[i][offset ...] times weights, i a row of the product.
@@ -31,24 +31,20 @@ struct Fetch {
   int64_t bytes; // of a row, whole cache lines
 };
 
-// Spreads the lines of a Fetch, null for none, evenly over a number of calls.
+// Spreads the rows of a Fetch, null for none, evenly over a number of calls.
 class Fetcher {
 public:
-  Fetcher(const Fetch *fetch, int64_t calls) : fetch_(fetch) {
-    if (fetch && calls)
-      lines_ = ceil_div(fetch->count * fetch->bytes, calls * kLine);
-  }
+  Fetcher(const Fetch *fetch, int64_t calls)
+      : fetch_(fetch), rows_(fetch && calls ? ceil_div(fetch->count, calls) : 0) {}
   void step() {
-    for (int64_t i = 0; i < lines_ && row_ < fetch_->count; ++i) {
-      __builtin_prefetch(static_cast<const char *>(fetch_->rows[row_]) + offset_, 0, 2);
-      if ((offset_ += kLine) >= fetch_->bytes)
-        offset_ = 0, ++row_;
-    }
+    for (int64_t i = 0; i < rows_ && row_ < fetch_->count; ++i, ++row_)
+      for (int64_t offset = 0; offset < fetch_->bytes; offset += kLine)
+        __builtin_prefetch(static_cast<const char *>(fetch_->rows[row_]) + offset, 0, 2);
   }
 
 private:
   const Fetch *fetch_;
-  int64_t lines_ = 0, offset_ = 0;
+  int64_t rows_;
   int row_ = 0;
 };
 
@@ -108,14 +104,23 @@ __attribute__((noinline)) void product_tile(const Product<T> &p, int row, int64_
     for (; k < term->k; k += kDepth<T>)
       step(k);
   }
+  if (p.residual) // last: rounded once to the precision of the large sum, not at every step
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v)
+        sum[i][v] = sum[i][v] + load(p.residual[row + i] + col + v * kLanes);
+  if (p.rectify)
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v)
+        sum[i][v] = relu(sum[i][v]);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      if (p.residual) // last: rounded once to the precision of the large sum, not at every step
-        sum[i][v] = sum[i][v] + load(p.residual[row + i] + col + v * kLanes);
-      store(p.out[row + i] + p.offset + col + v * kLanes, p.rectify ? relu(sum[i][v]) : sum[i][v]);
-    }
+    for (int v = 0; v < V; ++v)
+      store(p.out[row + i] + p.offset + col + v * kLanes, sum[i][v]);
 }
 
 template <int M, class T> void product_rows(const Product<T> &p, int row, int rows, int64_t col) {
@@ -222,7 +227,8 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
         _tile_stored(3, sums + kAmx * kPanel + kLanes, kSums);
       }
       if (p.residual)
-        p.rectify ? amx_finish<true, true>(p, row, count, col, sums) : amx_finish<true, false>(p, row, count, col, sums);
+        p.rectify ? amx_finish<true, true>(p, row, count, col, sums)
+                  : amx_finish<true, false>(p, row, count, col, sums);
       else
         p.rectify ? amx_finish<false, true>(p, row, count, col, sums)
                   : amx_finish<false, false>(p, row, count, col, sums);
@@ -269,10 +275,11 @@ template <class T> void product(const Product<T> &p, int rows) {
   const int tiles = (rows + kRows - 1) / kRows;
   Fetcher fetcher(p.fetch, ceil_div(p.width, kVecs * kLanes) * tiles);
   for (int64_t col = 0; col < p.width; col += kVecs * kLanes)
-    for (int t = 0; t < tiles; ++t) {
+    for (int t = 0, row = 0; t < tiles; ++t) {
       fetcher.step();
-      const int row = int(part_begin(rows, tiles, t));
-      product_rows<kRows>(p, row, int(part_begin(rows, tiles, t + 1)) - row, col);
+      const int count = rows / tiles + (t < rows % tiles);
+      product_rows<kRows>(p, row, count, col);
+      row += count;
     }
 }
 

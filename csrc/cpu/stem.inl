@@ -4,9 +4,9 @@
 //     out = [pool] relu (W * image + b)
 //
 // The k taps of a row lie side by side in NHWC, so a convolution row is a product of k terms of 3 k values each, which
-// zero weights may fill up to `depth`; for that the image is copied with zeros around it. Reads the copy k / stride times,
-// from the cache, and writes only what leaves the pooling: two rows of the convolution at a time, and the one before
-// them, stay in the cache. Workers take images, or shares of the rows.
+// zero weights may fill up to `depth`; for that the image is copied with zeros around it. Reads the copy k / stride
+// times, from the cache, and writes only what leaves the pooling: two rows of the convolution at a time, and the one
+// before them, stay in the cache. Workers take images, or shares of the rows.
 
 template <class T> struct Stem {
   const StemArgs &args;
@@ -15,8 +15,9 @@ template <class T> struct Stem {
   static constexpr int64_t kRowsAtOnce = 2;
 
   explicit Stem(const StemArgs &a)
-      : args(a), conv_h(ceil_div(a.h, a.stride)), conv_w(ceil_div(a.w, a.stride)), h(a.pool ? ceil_div(conv_h, 2) : conv_h),
-        w(a.pool ? ceil_div(conv_w, 2) : conv_w), depth(a.depth), pitch((a.w + a.kernel) * 3 + depth) {}
+      : args(a), conv_h(ceil_div(a.h, a.stride)), conv_w(ceil_div(a.w, a.stride)),
+        h(a.pool ? ceil_div(conv_h, 2) : conv_h), w(a.pool ? ceil_div(conv_w, 2) : conv_w), depth(a.depth),
+        pitch((a.w + a.kernel) * 3 + depth) {}
 
   // Of a worker: padded rows of the image, rows of the convolution (those at once and the one before), see Product.
   int64_t image_bytes() const { return lines<T>((args.h + args.kernel) * pitch); }

@@ -70,8 +70,8 @@ __attribute__((noinline)) void winograd_input(const float *const *pixels, int64_
   }
 }
 
-// kLanes channels of one tile: products, `plane` values apart, to out[i][c] = [relu] (bias[c] + residual[i][c] + ...), i
-// one of the T x T pixels; residual may be null.
+// kLanes channels of one tile: products, `plane` values apart, to out[i][c] = [relu] (bias[c] + residual[i][c] + ...),
+// i one of the T x T pixels; residual may be null.
 template <int T>
 __attribute__((noinline)) void winograd_output(const float *in, int64_t plane, int64_t c, const float *bias,
                                                const float *const *residual, float *const *out, bool rectify) {

@@ -8,7 +8,9 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Part `index` of `parts` equal parts of 0..total begins here.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t index) { return total * index / parts; }
 // Bytes of `count` elements in whole cache lines.
-template <class Element> int64_t lines(int64_t count) { return ceil_div(count * int64_t(sizeof(Element)), kLine) * kLine; }
+template <class Element> int64_t lines(int64_t count) {
+  return ceil_div(count * int64_t(sizeof(Element)), kLine) * kLine;
+}
 
 // Calls body(begin, end) on `workers` equal parts of 0..total. One worker runs in the calling thread without entering
 // OpenMP, so that a process forked after its parent used OpenMP (a data loader's worker) cannot hang.

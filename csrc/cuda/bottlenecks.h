@@ -3,7 +3,7 @@
 //
 //     head:    y = relu(W1_0 x + b1_0)
 //     step i:  z = relu(W2_i * y + b2_i)                 3x3, dilation d_i, in block 0 with stride
-//              x' = relu(shortcut(x) + W3_i z + b3_i)    the shortcut of block 0 may be a 1x1 projection
+//              x' = relu(shortcut(x) + W3_i z + b3_i)    that of block 0 with stride, and perhaps a 1x1 projection
 //              y' = relu(W1_i+1 x' + b1_i+1)             not after the last block
 //
 // Nothing is computed twice. Per pixel the head reads `in` values and writes C; a step reads y of each tap (from L1 or

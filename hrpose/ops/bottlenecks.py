@@ -74,9 +74,9 @@ def pack_bottlenecks(
 
     Args:
         blocks: at least one; all of the same mid and out widths, multiples of 16 like the input's. Only the first may
-            have a projection, and needs one where its input differs from its output in width or size.
+            have a projection, and needs one where its input differs from its output in width.
         dilations: of the 3x3 of each block, >= 1.
-        stride: of the first block's 3x3 and projection, >= 1.
+        stride: of the first block's 3x3 and shortcut, >= 1.
         layout: see `PackedBottlenecks`; by default the one for the device of the weights, on which `bottlenecks` then
             runs. To name "fragments", which take widths that `fragments_take` says, is to pack for another device.
     Raises: InputError on other shapes or numbers, or a layout that is not for them.
@@ -106,9 +106,9 @@ def pack_bottlenecks(
             got = f"{value.dtype} on {value.device}"
             check(same, WHERE, f"{name} of block {index} must be {kind}, got {got}")
         check(not index or block.projection is None, WHERE, f"projection of block {index} must be None, got a tensor")
-    fits = first.projection is not None or (stride == 1 and in_channels == out)
-    got = f"None for {in_channels} -> {out} channels, stride {stride}"
-    check(fits, WHERE, f"projection of block 0 must be a tensor where width or size change, got {got}")
+    fits = first.projection is not None or in_channels == out
+    got = f"None for {in_channels} -> {out} channels"
+    check(fits, WHERE, f"projection of block 0 must be a tensor where the width changes, got {got}")
 
     layout = default_layout(first.w1, in_channels, mid, out) if layout is None else layout
     check_choice(layout, tuple(LAYOUTS), WHERE, "layout")
@@ -199,7 +199,7 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
         y = relu(W1_i x + b1_i),  z = relu(W2_i * y + b2_i),  x <- relu(shortcut_i(x) + W3_i z + b3_i),  i = 1, 2, ...
 
     W2_i *: the 3x3 of dilation d_i with padding d_i, in the first block with the stride. shortcut_i: the identity, in
-    the first block the strided 1x1 projection where there is one.
+    the first block of every stride-th pixel, or the 1x1 projection of these where there is one.
 
     Args:
         x: (N, in, H, W), N >= 0, H, W >= 1, of the dtype of the packed weights. channels_last is read as it is, other
@@ -246,7 +246,8 @@ def _reference(
         w2 = torch.cat([matrices[tap, index] for tap in range(9)], 2).unflatten(2, (3, 3)).squeeze(4)
         y = F.relu(F.conv2d(x, matrices["w1", index], next(offsets)))
         y = F.relu(F.conv2d(y, w2, next(offsets), step, dilation, dilation))
-        shortcut = F.conv2d(x, matrices["projection", 0], stride=stride) if project and index == 0 else x
+        shortcut = x[:, :, ::step, ::step]
+        shortcut = F.conv2d(shortcut, matrices["projection", 0]) if project and index == 0 else shortcut
         x = F.relu(F.conv2d(y, matrices["w3", index], next(offsets)) + shortcut)
     return x.contiguous(memory_format=torch.channels_last)
 

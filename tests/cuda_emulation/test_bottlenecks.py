@@ -112,9 +112,9 @@ def rms(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
-def data(rng, dtype, maps, widths, dilations, stride=1):
+def data(rng, dtype, maps, widths, dilations, stride=1, project=None):
     n, h, w = maps
-    project = widths[0] != widths[2] or stride != 1
+    project = widths[0] != widths[2] or stride != 1 if project is None else project
     blocks = random_blocks(rng, dtype, *widths, len(dilations), project)
     x = torch.from_numpy(rng.normal(size=(n, widths[0], h, w))).relu().to(dtype)
     return x, blocks, pack_bottlenecks(blocks, dilations, stride, "fragments")
@@ -151,6 +151,14 @@ def test_equals_float64(kernels, run, rng, case):
     assert rms(got, exact(x, blocks, dilations, stride)) < TOLERANCE[dtype]
     truth = exact(x, blocks, dilations, stride, rounded=False)
     assert rms(got, truth) < 1.05 * rms(bottlenecks_reference(x, packed), truth) + 0.01 / truth.numel() ** 0.5
+
+
+@pytest.mark.parametrize("mid", [32, 64])
+def test_a_stride_without_a_projection(kernels, run, rng, mid):
+    x, blocks, packed = data(rng, BF16, (2, 9, 10), (96, mid, 96), (2, 1), 2, project=False)
+    got = run(kernels(BF16, mid), x, packed, 3, H100)
+    y = exact(x, blocks[:1], (2,))[:, :, ::2, ::2].to(BF16)
+    assert rms(got, exact(y, blocks[1:], (1,))) < TOLERANCE[BF16]
 
 
 def test_schedules_change_nothing(kernels, run, rng):
