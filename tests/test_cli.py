@@ -341,6 +341,8 @@ MISTAKES = [
     ("train", "--recipe none", "recipe: must be one of dpn"),
     ("train", "--set lr=fast", "--set: lr must be a number, got 'fast'"),
     ("train", "--config nowhere.toml", "--config nowhere.toml: cannot be read"),
+    ("train", "--set precision=fp16", "precision: fp16 needs a CUDA device, cpu computes in bf16 or fp32"),
+    ("train", "--set weighted_joints=true", "weighted_joints: is for skeletons with elbows, knees, wrists or ankles"),
     ("train", "--set speed=3", "--set: name must be one of"),
     ("train", "--epochs 0", "--epochs: must be > 0, got 0"),
     ("train", "--epochs -3", "--epochs: must be > 0, got -3"),

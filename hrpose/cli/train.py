@@ -36,6 +36,7 @@ from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
 from hrpose.ranks import Ranks, joined, launch, restarts
 from hrpose.train.fit import BEST, LAST, fit
+from hrpose.train.loss import joint_weights
 from hrpose.train.recipe import RECIPES
 from hrpose.train.step import resolve_precision
 
@@ -107,6 +108,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     torch.manual_seed(recipe.seed)
     model = create_model(options.model or "dpn4_32", skeleton.num_joints, **model_options_from(options.option))
     check_model(model, size, skeleton)
+    if recipe.weighted_joints:
+        joint_weights(skeleton.joints)  # raises before anything is written
     if options.weights:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a trunk taken alone: the report says it
@@ -124,7 +127,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if skeleton.flip_pairs is None:
         say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
     say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
-    protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
+    precision = "fp32" if recipe.precision == "fp16" else recipe.precision
+    protocol = Protocol(flip=not options.no_flip_test, precision=precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
         return score(network, validation, val_images, size, protocol, workers, ranks)

@@ -12,7 +12,8 @@ from typing import Any
 
 from hrpose.data.augment import Augmentation
 from hrpose.errors import InputError, check
-from hrpose.infer.protocol import PRECISIONS
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,21 @@ class Recipe:
     sigma:          of the target Gaussians in heatmap pixels; None: 2, and 3 for inputs of 384 rows and more, as
                     published.
     augmentation:   of the training views.
-    precision:      "bf16" (mixed), "fp32", or "auto": bf16 where the processor computes with it.
+    precision:      "bf16" (mixed), "fp32", "fp16" (mixed, with scaled losses; CUDA only), or "auto": bf16 where the
+                    processor computes with it.
     max_bad_steps:  give up after so many steps in a row whose loss is not finite.
     hard_keypoints: how many joints of each person, the worst ones, the last output learns from (``heatmap_ohkm``);
                     None: all.
     sync_bn:        whether batch norm normalises over the batch of all processes, not over each one's share.
     pretrained_trunk: whether the paper starts from a trunk trained on ImageNet, whose file is to be given
                     (``load_weights``, `hrpose train --weights`): nothing is downloaded.
+    weighted_joints: whether elbows and knees count 1.2 times, wrists and ankles 1.5 times (``joint_weights``).
+    accumulate:     parts that a batch is computed in, one after the other, for less memory. Their gradients add up to
+                    the batch's; batch norm sees each part by itself.
+    clip_norm:      largest norm of the gradient of all weights together, which is scaled down to it; None: any.
+    ema_decay:      of the exponential moving average of the weights, which is then what is validated, kept as best and
+                    left in the model; 0: none.
+    compile:        whether ``torch.compile`` makes the network that is trained.
     """
 
     epochs: int = 140
@@ -58,6 +67,11 @@ class Recipe:
     cycle_epochs: float = 16.0
     cycle_factor: int = 2
     pretrained_trunk: bool = False
+    weighted_joints: bool = False
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema_decay: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         def rule(holds: bool, name: str, what: str) -> None:
@@ -72,9 +86,12 @@ class Recipe:
         rule(self.optimizer in ("adam", "sgd"), "optimizer", "adam or sgd")
         rule(0 < self.cycle_epochs < math.inf, "cycle_epochs", "> 0")
         rule(self.cycle_factor >= 1, "cycle_factor", ">= 1")
+        rule(1 <= self.accumulate <= self.batch_size, "accumulate", f"1..{self.batch_size}, the batch_size")
+        rule(self.clip_norm is None or 0 < self.clip_norm < math.inf, "clip_norm", "> 0 or none")
+        rule(0 <= self.ema_decay < 1, "ema_decay", ">= 0 and < 1")
         rule(self.warmup_steps >= 0, "warmup_steps", ">= 0")
         rule(self.sigma is None or 0 < self.sigma < math.inf, "sigma", "> 0")
-        rule(self.precision in (*PRECISIONS, "auto"), "precision", f"auto, {' or '.join(PRECISIONS)}")
+        rule(self.precision in PRECISIONS, "precision", "auto, fp32, bf16 or fp16")
         rule(0 <= self.seed < 2**63, "seed", ">= 0 and < 2^63")
         rule(self.max_bad_steps >= 1, "max_bad_steps", ">= 1")
         rule(self.hard_keypoints is None or self.hard_keypoints >= 1, "hard_keypoints", ">= 1 or none")
