@@ -348,6 +348,7 @@ MISTAKES = [
     ("train", "--epochs -3", "--epochs: must be > 0, got -3"),
     ("train", "--workers -1", "--workers: must be >= 0, got -1"),
     ("train", "--threads -1", "--threads: must be > 0, got -1"),
+    ("train", "--keep -1", "--keep: must be >= 0, got -1"),
     ("train", "--threads 0", "--threads: must be > 0, got 0"),
     ("train", "--checkpoint-seconds -1", "--checkpoint-seconds: must be"),
     ("train", "--checkpoint-seconds nan", "--checkpoint-seconds: must be"),

@@ -73,6 +73,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
     parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=0,
+        metavar="K",
+        help="keep the networks of the last K epochs too, as epoch-001.pt ...",
+    )
     parser.add_argument("--no-flip-test", action="store_true", help="validate without the flip test, in half the time")
     add_device_flag(parser)
 
@@ -87,6 +94,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     recipe = recipe_from(options, options.recipe).with_settings(["sync_bn=true"] * options.sync_bn)
     workers, seconds = workers_from(options), options.checkpoint_seconds
     check(math.isfinite(seconds) and seconds >= 0, "--checkpoint-seconds", f"must be finite and >= 0, got {seconds}")
+    check(options.keep >= 0, "--keep", f"must be >= 0, got {options.keep}")
     if options.threads is not None:
         check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
         torch.set_num_threads(options.threads)
@@ -148,6 +156,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         checkpoint_seconds=seconds,
         report=say,
         ranks=ranks,
+        keep=options.keep,
     )
     scored = [entry for entry in entries if entry.get(name) is not None]
     if scored:

@@ -40,6 +40,7 @@ from hrpose.train.stop import Interrupted, StopRequest
 from hrpose.train.threads import slowdown_of_threads
 
 LAST, BEST = "last.pt", "best.pt"
+_EPOCHS = "epoch-*.pt"
 _LOG_EVERY = 50  # steps
 _THREADS_CHECKED_AFTER = 10  # steps of this process: the loading processes are busy by then
 
@@ -83,6 +84,7 @@ def fit(
     checkpoint_seconds: float = 300.0,
     report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr),
     ranks: Ranks = ALONE,
+    keep: int = 0,
 ) -> list[dict[str, Any]]:
     """Train `model` on `data` by `recipe`.
 
@@ -103,6 +105,7 @@ def fit(
         ranks:      the processes that train together (``hrpose.ranks.joined``), each called with the same arguments and
                     its own device. The recipe's batch is that of all: each has an equal share of it, and the gradients
                     are averaged. Rank 0 alone writes and reports. `validate` is called on all, rank 0's scores count.
+        keep:       of how many epochs, the last ones, the network is kept as epoch-001.pt and so on.
     Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, what `validate`
         found.
     Raises: Interrupted after SIGTERM, SIGINT or SIGHUP; Diverged; InputError if the checkpoint to resume is of another
@@ -110,6 +113,7 @@ def fit(
     """
     out, device = Path(out), torch.device(device)
     check(hasattr(model, "hrpose_config"), "fit", f"model must be made by create_model, got {type(model).__name__}")
+    check(keep >= 0, "fit", f"keep must be >= 0, got {keep}")
     check(len(data) > 0, "fit", "data must hold at least one person, got none")
     check_model(model, data.size, data.skeleton)
     joints, hard = data.skeleton.num_joints, recipe.hard_keypoints
@@ -150,6 +154,7 @@ def fit(
                 _check_scores(scores, entry, score)
                 entry |= scores
                 run.keep_best(entry, score)
+            run.keep_epochs(entry, keep)
             if ranks.first:
                 log.write(**entry)
             report(_line(entry, recipe))
@@ -194,7 +199,8 @@ class _Run:
         for part in self.out.glob(".*.part"):  # what a process that was killed while it saved has left
             part.unlink(missing_ok=True)
         if not resume:
-            (self.out / BEST).unlink(missing_ok=True)  # of another run
+            for other in (self.out / BEST, *self.out.glob(_EPOCHS)):  # of another run
+                other.unlink(missing_ok=True)
             self.save()  # a run without room for its checkpoint shall not find that out in an hour
         progress = self.progress
         return RunLog(self.out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
@@ -253,9 +259,20 @@ class _Run:
         if value is None or not value >= self.progress.best:
             return
         self.progress.best = value
+        self._write_result(BEST, entry)
+
+    def keep_epochs(self, entry: dict[str, Any], keep: int) -> None:
+        """Write the epoch's network, and remove those of more than `keep` epochs ago."""
+        done = self.progress.epoch + 1
+        if keep and self.ranks.first:
+            self._write_result(_EPOCHS.replace("*", f"{done:03}"), entry)
+            for old in sorted(self.out.glob(_EPOCHS), key=lambda path: (len(path.name), path.name))[:-keep]:
+                old.unlink(missing_ok=True)
+
+    def _write_result(self, name: str, entry: dict[str, Any]) -> None:
         timing = ("kind", "seconds", "images_per_s")  # without them the file is the same for every run of the recipe
         plain = {k: v for k, v in entry.items() if isinstance(v, (int, float, str, bool, type(None)))}
-        self._write(BEST, {"entry": {k: v for k, v in plain.items() if k not in timing}})
+        self._write(name, {"entry": {k: v for k, v in plain.items() if k not in timing}})
 
     def epoch_entry(self) -> dict[str, Any]:
         progress, recipe = self.progress, self.recipe

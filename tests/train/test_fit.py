@@ -160,6 +160,31 @@ def test_best_is_the_epoch_with_the_highest_score(persons, folder, tmp_path):
     assert len(set(seen)) == 5
 
 
+def test_last_epochs_are_kept(persons, folder, tmp_path):
+    def kept() -> dict[str, int]:
+        return {p.name: load_checkpoint(p).training["entry"]["epoch"] for p in tmp_path.glob("epoch-*")}
+
+    seen = []
+
+    def validate(model):
+        seen.append(digest({k: v.clone() for k, v in model.state_dict().items()}))
+        if len(seen) == 4:
+            raise Killed
+        return {"AP": 1.0}
+
+    recipe = replace(TINY, epochs=4)
+    with pytest.raises(Killed):
+        run_fit(persons, folder, tmp_path, recipe, validate, keep=2)
+    assert kept() == {"epoch-002.pt": 1, "epoch-003.pt": 2}
+    run_fit(persons, folder, tmp_path, recipe, validate, keep=2, resume=True)
+    assert kept() == {"epoch-003.pt": 2, "epoch-004.pt": 3}
+    assert [digest(load_checkpoint(tmp_path / f"epoch-00{n}.pt").weights) for n in (3, 4)] == [seen[2], seen[4]]
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1), validate=None)  # a new run; none are asked for
+    assert kept() == {}
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1), validate=None, keep=1)
+    assert kept() == {"epoch-001.pt": 0}
+
+
 def test_a_negative_score_counts_and_a_new_run_drops_the_best_of_the_old(persons, folder, tmp_path):
     recipe = replace(TINY, epochs=1)
     run_fit(persons, folder, tmp_path, recipe, lambda model: {"minus error": -250.0}, score="minus error")
