@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 import hrpose
 from hrpose.checkpoint import digest, load_checkpoint
 from hrpose.cli import main
-from hrpose.cli.arguments import default_workers, model_options_from
+from hrpose.cli.arguments import default_workers, model_options_from, read_toml
 from hrpose.cli.predict import image_files, picture_paths
+from hrpose.errors import InputError
 
 JOINTS = ["tip", "base", "wing a", "wing b", "tail"]  # a newcomer's own: no sides in the names, no sigmas
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
@@ -339,11 +340,15 @@ MISTAKES = [
     ("train", "--option dilation=--5", "dilation must be"),
     ("train", "--recipe none", "recipe: must be one of dpn"),
     ("train", "--set lr=fast", "--set: lr must be a number, got 'fast'"),
+    ("train", "--config nowhere.toml", "--config nowhere.toml: cannot be read"),
+    ("train", "--set precision=fp16", "precision: fp16 needs a CUDA device, cpu computes in bf16 or fp32"),
+    ("train", "--set weighted_joints=true", "weighted_joints: is for skeletons with elbows, knees, wrists or ankles"),
     ("train", "--set speed=3", "--set: name must be one of"),
     ("train", "--epochs 0", "--epochs: must be > 0, got 0"),
     ("train", "--epochs -3", "--epochs: must be > 0, got -3"),
     ("train", "--workers -1", "--workers: must be >= 0, got -1"),
     ("train", "--threads -1", "--threads: must be > 0, got -1"),
+    ("train", "--keep -1", "--keep: must be >= 0, got -1"),
     ("train", "--threads 0", "--threads: must be > 0, got 0"),
     ("train", "--checkpoint-seconds -1", "--checkpoint-seconds: must be"),
     ("train", "--checkpoint-seconds nan", "--checkpoint-seconds: must be"),
@@ -386,6 +391,30 @@ MISTAKES = [
 ]  # fmt: skip
 
 
+def test_recipe_is_printed_and_read_back(data, tmp_path, capsys):
+    pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    assert main(["recipe", "ram_gpr", "--set", "batch_size=5", "--set", "precision=fp32"]) == 0
+    printed = capsys.readouterr().out
+    assert 'schedule = "sgdr"\n' in printed and "cycle_epochs = 16.0\n" in printed and "cutout = 0.25\n" in printed
+    path = tmp_path / "mine.toml"
+    path.write_text(printed)
+    assert main(["recipe", "--config", str(path)]) == 0 and capsys.readouterr().out == printed
+    path.write_text('recipe = "ram_gpr"\nlr = 2\n[augmentation]\nscale = 0\n')
+    assert main(train_command(data, tmp_path / "run", "--config", str(path))) == 0
+    assert "the paper of this recipe starts from a trunk trained on ImageNet" in capsys.readouterr().out
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    assert (recipe["lr"], recipe["epochs"], recipe["batch_size"], recipe["schedule"]) == (2.0, 2, 5, "sgdr")
+    assert (recipe["augmentation"]["scale"], recipe["augmentation"]["cutout"]) == (0.0, 0.25)
+    assert main(["recipe", "hrnet", "--config", str(path)]) == 0  # what is asked for by name comes before the file's
+    assert "lr = 2.0\ndrops = [170, 200]" in capsys.readouterr().out
+
+
+def test_toml_on_an_older_python_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    with pytest.raises(InputError, match=r"TOML is read from Python 3\.11 on, this is .* --set takes the same values"):
+        read_toml(tmp_path / "recipe.toml")
+
+
 @pytest.mark.parametrize(("name", "mistake", "said"), MISTAKES, ids=[" ".join(m[:2]) for m in MISTAKES])
 def test_mistakes(tmp_path, command, capsys, monkeypatch, name, mistake, said):
     monkeypatch.chdir(tmp_path)
@@ -410,6 +439,11 @@ def test_mistakes_in_files(data, tmp_path, command, capsys):
         ("evaluate", ["--boxes", str(bad)], b'[{"image_id": 51}]', "entry 0"),
         ("train", ["--val", str(bad), "--val-images", f"{data}/val"], other, "--val"),
         ("train", ["--weights", str(bad)], b"PK\x03\x04", "bad"),
+        ("train", ["--config", str(bad)], b"lr = ", "bad: must be TOML"),
+        ("train", ["--config", str(bad)], b"lr = \xff", "bad: must be TOML"),
+        ("train", ["--config", str(bad)], b"speed = 3", "bad: name must be one of epochs"),
+        ("train", ["--config", str(bad)], b"epochs = 2.5", "bad: epochs must be an integer, got 2.5"),
+        ("train", ["--config", str(bad)], b"recipe = []", "recipe: must be one of dpn"),
     ]  # fmt: skip
     for name, mistake, content, said in cases:
         bad.write_bytes(content)

@@ -14,14 +14,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a mistake in what was given, 130 or 143 if interrupted."""
     import torch
 
-    from hrpose.cli import ablate, bench, demo, doctor, evaluate, models, predict, train
+    from hrpose.cli import ablate, bench, demo, doctor, evaluate, models, predict, recipe, train
     from hrpose.ranks import ErrorOfRank, is_first
     from hrpose.train.fit import Diverged
     from hrpose.train.stop import Interrupted
 
     parser = argparse.ArgumentParser(prog="hrpose", description="Human pose estimation: train, evaluate, predict.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, predict, train, evaluate, ablate, models, bench, doctor):
+    for module in (demo, predict, train, recipe, evaluate, ablate, models, bench, doctor):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
 from hrpose.models import create_model, load_weights
 from hrpose.ranks import local_rank, local_world
 from hrpose.skeleton import Skeleton
+from hrpose.train.recipe import Recipe, get_recipe
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,53 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     default = "of the network's input (default {}, with a hrpose checkpoint what it was trained with)"
     parser.add_argument("--width", type=int, metavar="PX", help=default.format(192))
     parser.add_argument("--height", type=int, metavar="PX", help=default.format(256))
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="values of the recipe; recipe = NAME in it stands for --recipe"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="shorten or stretch the recipe, drops in proportion")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a value of the recipe, e.g. lr=5e-4; an unknown name lists all; batch_size is that of all "
+        "processes together where torchrun starts several",
+    )
+
+
+def recipe_from(options: argparse.Namespace, name: str | None) -> Recipe:
+    """The recipe `name` with the values of --config, of --epochs and of --set, in this order.
+
+    Raises: InputError naming the flag, or the file and its value.
+    """
+    values = read_toml(options.config) if options.config else {}
+    named = values.pop("recipe", "dpn")
+    recipe = get_recipe(named if name is None else name).with_values(values, f"--config {options.config}")
+    if options.epochs is not None:
+        check(options.epochs > 0, "--epochs", f"must be > 0, got {options.epochs}")
+        recipe = recipe.with_epochs(options.epochs)
+    return recipe.with_settings(options.set)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises: InputError naming it, also where Python is too old to read any."""
+    where = f"--config {path}"
+    try:
+        import tomllib
+    except ImportError:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise InputError(
+            f"{where}: TOML is read from Python 3.11 on, this is {version}; --set takes the same values"
+        ) from None
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise InputError(f"{where}: must be TOML ({error})") from error
 
 
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,12 @@ from torch import nn
 from hrpose.cli.arguments import (
     add_device_flag,
     add_model_flags,
+    add_recipe_flags,
     check_output_folder,
     default_workers,
     device_from,
     model_options_from,
+    recipe_from,
     size_from,
     workers_from,
 )
@@ -34,7 +36,8 @@ from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
 from hrpose.ranks import Ranks, joined, launch, restarts
 from hrpose.train.fit import BEST, LAST, fit
-from hrpose.train.recipe import RECIPES, get_recipe
+from hrpose.train.loss import joint_weights
+from hrpose.train.recipe import RECIPES
 from hrpose.train.step import resolve_precision
 
 RUN = "run.json"
@@ -57,16 +60,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the log and the checkpoints")
     add_model_flags(parser)
     parser.add_argument("--weights", metavar="FILE", help="start from the weights of a checkpoint or state dict")
-    parser.add_argument("--recipe", default="dpn", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default dpn)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="shorten or stretch the recipe, drops in proportion")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a value of the recipe, e.g. lr=5e-4; an unknown name lists all; batch_size is that of all "
-        "processes together where torchrun starts several",
+        "--recipe", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default dpn); see `hrpose recipe`"
     )
+    add_recipe_flags(parser)
     parser.add_argument(
         "--sync-bn", action="store_true", help="batch norm over the batch of all processes (--set sync_bn=true)"
     )
@@ -76,6 +73,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
     parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=0,
+        metavar="K",
+        help="keep the networks of the last K epochs too, as epoch-001.pt ...",
+    )
     parser.add_argument("--no-flip-test", action="store_true", help="validate without the flip test, in half the time")
     add_device_flag(parser)
 
@@ -87,13 +91,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     say = _say if ranks.first else _keep_quiet
-    recipe = get_recipe(options.recipe)
-    if options.epochs is not None:
-        check(options.epochs > 0, "--epochs", f"must be > 0, got {options.epochs}")
-        recipe = recipe.with_epochs(options.epochs)
-    recipe = recipe.with_settings([*options.set, *["sync_bn=true"] * options.sync_bn])
+    recipe = recipe_from(options, options.recipe).with_settings(["sync_bn=true"] * options.sync_bn)
     workers, seconds = workers_from(options), options.checkpoint_seconds
     check(math.isfinite(seconds) and seconds >= 0, "--checkpoint-seconds", f"must be finite and >= 0, got {seconds}")
+    check(options.keep >= 0, "--keep", f"must be >= 0, got {options.keep}")
     if options.threads is not None:
         check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
         torch.set_num_threads(options.threads)
@@ -115,10 +116,17 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     torch.manual_seed(recipe.seed)
     model = create_model(options.model or "dpn4_32", skeleton.num_joints, **model_options_from(options.option))
     check_model(model, size, skeleton)
+    if recipe.weighted_joints:
+        joint_weights(skeleton.joints)  # raises before anything is written
     if options.weights:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a trunk taken alone: the report says it
             say(f"{options.weights}: {load_weights(model, options.weights)}")
+    elif recipe.pretrained_trunk and not resume:
+        say(
+            "the paper of this recipe starts from a trunk trained on ImageNet: give it by --weights (HRNet's official "
+            "hrnet_w32-36af842e.pth, torchvision's resnet50); this run starts from random weights"
+        )
     data = PoseDataset(mixture.persons, mixture.folder, size, skeleton, recipe.augmentation, recipe.seed)
     if not resume and ranks.first:
         settings = {"model": model.hrpose_config, "size": list(size), "recipe": recipe.to_dict(), "data": options.data}
@@ -127,7 +135,8 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if skeleton.flip_pairs is None:
         say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
     say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
-    protocol = Protocol(flip=not options.no_flip_test, precision=recipe.precision)
+    precision = "fp32" if recipe.precision == "fp16" else recipe.precision
+    protocol = Protocol(flip=not options.no_flip_test, precision=precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
         return score(network, validation, val_images, size, protocol, workers, ranks)
@@ -147,6 +156,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         checkpoint_seconds=seconds,
         report=say,
         ranks=ranks,
+        keep=options.keep,
     )
     scored = [entry for entry in entries if entry.get(name) is not None]
     if scored:

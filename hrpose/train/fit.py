@@ -22,6 +22,8 @@ from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import check_model
 from hrpose.ranks import ALONE, Ranks
+from hrpose.train.average import Average
+from hrpose.train.compiled import compile_failure_as_input_error, compiled
 from hrpose.train.distributed import (
     Agreement,
     SharedStatistics,
@@ -30,13 +32,15 @@ from hrpose.train.distributed import (
     with_averaged_gradients,
 )
 from hrpose.train.log import RunLog
+from hrpose.train.loss import joint_weights
 from hrpose.train.memory import memory_kept
 from hrpose.train.recipe import Recipe
-from hrpose.train.step import BufferCopy, resolve_precision, train_step
+from hrpose.train.step import BufferCopy, StepOptions, resolve_precision, train_step
 from hrpose.train.stop import Interrupted, StopRequest
 from hrpose.train.threads import slowdown_of_threads
 
 LAST, BEST = "last.pt", "best.pt"
+_EPOCHS = "epoch-*.pt"
 _LOG_EVERY = 50  # steps
 _THREADS_CHECKED_AFTER = 10  # steps of this process: the loading processes are busy by then
 
@@ -80,6 +84,7 @@ def fit(
     checkpoint_seconds: float = 300.0,
     report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr),
     ranks: Ranks = ALONE,
+    keep: int = 0,
 ) -> list[dict[str, Any]]:
     """Train `model` on `data` by `recipe`.
 
@@ -90,7 +95,8 @@ def fit(
     whose loss is not finite is reported and skipped.
 
     Args:
-        model:      made by ``create_model``; trained in place, in channels_last.
+        model:      made by ``create_model``; trained in place, in channels_last. With the recipe's ema_decay it ends
+                    with the average of the weights, which is what `validate` sees and the checkpoints hold.
         validate:   the scores of a model in eval mode as plain values, called after each epoch; None without a
             validation set. A score that is None was not measurable and does not count.
         score:      the name among them that decides which epoch is best.
@@ -99,6 +105,7 @@ def fit(
         ranks:      the processes that train together (``hrpose.ranks.joined``), each called with the same arguments and
                     its own device. The recipe's batch is that of all: each has an equal share of it, and the gradients
                     are averaged. Rank 0 alone writes and reports. `validate` is called on all, rank 0's scores count.
+        keep:       of how many epochs, the last ones, the network is kept as epoch-001.pt and so on.
     Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, what `validate`
         found.
     Raises: Interrupted after SIGTERM, SIGINT or SIGHUP; Diverged; InputError if the checkpoint to resume is of another
@@ -106,19 +113,22 @@ def fit(
     """
     out, device = Path(out), torch.device(device)
     check(hasattr(model, "hrpose_config"), "fit", f"model must be made by create_model, got {type(model).__name__}")
+    check(keep >= 0, "fit", f"keep must be >= 0, got {keep}")
     check(len(data) > 0, "fit", "data must hold at least one person, got none")
     check_model(model, data.size, data.skeleton)
     joints, hard = data.skeleton.num_joints, recipe.hard_keypoints
     check(hard is None or hard <= joints, "fit", f"hard_keypoints must be at most {joints}, the joints, got {hard}")
-    bf16 = resolve_precision(recipe.precision, device) == "bf16"
+    step = _step_options(recipe, data, device)
     check_share(min(recipe.batch_size, len(data)), ranks)
     model.to(device=device, memory_format=torch.channels_last)
     if recipe.sync_bn and ranks.world > 1:
         share_batch_norm(model)
-    # One fused pass over the parameters; the default would loop over them in Python on the CPU.
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
     report = report if ranks.first else lambda line: None
-    run = _Run(model, data, recipe, out, optimizer, Progress(), report, _fingerprint(data), ranks)
+    run = _Run(
+        model, data, recipe, out, _optimizer(model, recipe), Progress(), report, _fingerprint(data), ranks,
+        Average(model, recipe.ema_decay) if recipe.ema_decay else None,
+        torch.amp.GradScaler("cuda") if step.precision == "fp16" else None,
+    )  # fmt: skip
     progress = run.progress
     same = ranks.gather((model.hrpose_config, recipe.to_dict(), run.fingerprint))
     check(all(other == same[0] for other in same), "fit", "network, recipe and data must be the same on all ranks")
@@ -127,22 +137,24 @@ def fit(
     log = ranks.on_first(lambda: run.prepare_folder(resume))
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
-    network = with_averaged_gradients(model, ranks, data.size)
+    network = compiled(with_averaged_gradients(model, ranks, data.size), recipe.compile)
 
     kept = memory_kept() if device.type == "cpu" else nullcontext()
-    with kept, StopRequest() as stop, dead_worker_as_input_error():
+    failing = compile_failure_as_input_error(recipe.compile)
+    with kept, StopRequest() as stop, dead_worker_as_input_error(), failing:
         agreement = Agreement(ranks, stop)
         while progress.epoch < recipe.epochs:
-            _train_epoch(run, network, log, agreement, device, bf16, workers, checkpoint_seconds)
+            _train_epoch(run, network, log, agreement, device, step, workers, checkpoint_seconds)
             entry = run.epoch_entry()
             if validate is not None:
                 run.save()
                 with stop.at_once(f"while epoch {progress.epoch + 1} was scored"):
-                    found = validate(model.eval())
+                    found = validate(run.result.eval())
                 scores = ranks.on_first(partial(_plain_scores, found))
                 _check_scores(scores, entry, score)
                 entry |= scores
                 run.keep_best(entry, score)
+            run.keep_epochs(entry, keep)
             if ranks.first:
                 log.write(**entry)
             report(_line(entry, recipe))
@@ -151,6 +163,8 @@ def fit(
             signal = agreement.ask()
             if signal and progress.epoch < recipe.epochs:
                 raise Interrupted(f"stopped after epoch {progress.epoch}", signal)
+    if run.average:
+        model.load_state_dict(run.average.model.state_dict())
     return ranks.on_first(lambda: [entry for entry in log.entries() if entry["kind"] == "epoch"])
 
 
@@ -167,7 +181,14 @@ class _Run:
     report: Callable[[str], Any]
     fingerprint: str
     ranks: Ranks
+    average: Average | None
+    scaler: torch.amp.GradScaler | None
     saved_at: float = 0.0
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and to keep."""
+        return self.average.model if self.average else self.model
 
     @property
     def steps(self) -> int:
@@ -178,7 +199,8 @@ class _Run:
         for part in self.out.glob(".*.part"):  # what a process that was killed while it saved has left
             part.unlink(missing_ok=True)
         if not resume:
-            (self.out / BEST).unlink(missing_ok=True)  # of another run
+            for other in (self.out / BEST, *self.out.glob(_EPOCHS)):  # of another run
+                other.unlink(missing_ok=True)
             self.save()  # a run without room for its checkpoint shall not find that out in an hour
         progress = self.progress
         return RunLog(self.out / "log.jsonl", (progress.epoch, progress.step) if resume else None)
@@ -186,15 +208,25 @@ class _Run:
     def save(self) -> None:
         """Write LAST: all that it takes to go on."""
         state = {"progress": vars(self.progress).copy(), "optimizer": self.optimizer.state_dict()}
+        if self.scaler:
+            state["scaler"] = self.scaler.state_dict()
+        if self.average:  # which the file's weights are
+            state |= {"trained": _on_cpu(self.model), "averaged_steps": self.average.steps}
         self._write(LAST, {**state, "persons": len(self.data), "data": self.fingerprint})
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Go on from LAST, which rank 0 reads. Raises: InputError if it is of another run."""
         checkpoint = self.ranks.on_first(self._read_last)
-        self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.training["optimizer"])
-        for name, value in checkpoint.training["progress"].items():
+        training = checkpoint.training
+        self.model.load_state_dict(training.get("trained", checkpoint.weights))
+        if self.average:
+            self.average.model.load_state_dict(checkpoint.weights)
+            self.average.steps = training["averaged_steps"]
+        if self.scaler:
+            self.scaler.load_state_dict(training["scaler"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        for name, value in training["progress"].items():
             setattr(self.progress, name, value)
         self.saved_at = time.monotonic()
 
@@ -227,9 +259,20 @@ class _Run:
         if value is None or not value >= self.progress.best:
             return
         self.progress.best = value
+        self._write_result(BEST, entry)
+
+    def keep_epochs(self, entry: dict[str, Any], keep: int) -> None:
+        """Write the epoch's network, and remove those of more than `keep` epochs ago."""
+        done = self.progress.epoch + 1
+        if keep and self.ranks.first:
+            self._write_result(_EPOCHS.replace("*", f"{done:03}"), entry)
+            for old in sorted(self.out.glob(_EPOCHS), key=lambda path: (len(path.name), path.name))[:-keep]:
+                old.unlink(missing_ok=True)
+
+    def _write_result(self, name: str, entry: dict[str, Any]) -> None:
         timing = ("kind", "seconds", "images_per_s")  # without them the file is the same for every run of the recipe
         plain = {k: v for k, v in entry.items() if isinstance(v, (int, float, str, bool, type(None)))}
-        self._write(BEST, {"entry": {k: v for k, v in plain.items() if k not in timing}})
+        self._write(name, {"entry": {k: v for k, v in plain.items() if k not in timing}})
 
     def epoch_entry(self) -> dict[str, Any]:
         progress, recipe = self.progress, self.recipe
@@ -248,9 +291,9 @@ class _Run:
     def _write(self, name: str, training: dict[str, Any]) -> None:
         if not self.ranks.first:
             return
-        weights: dict[str, Tensor] = {key: tensor.detach().cpu() for key, tensor in self.model.state_dict().items()}
         training = {**training, "recipe": self.recipe.to_dict()}
-        checkpoint = Checkpoint(self.model.hrpose_config, weights, self.data.skeleton, tuple(self.data.size), training)
+        config, size = self.model.hrpose_config, tuple(self.data.size)
+        checkpoint = Checkpoint(config, _on_cpu(self.result), self.data.skeleton, size, training)
         save_checkpoint(checkpoint, self.out / name)
 
 
@@ -260,11 +303,11 @@ def _train_epoch(
     log: RunLog,
     agreement: Agreement,
     device: torch.device,
-    bf16: bool,
+    options: StepOptions,
     workers: int,
     checkpoint_seconds: float,
 ) -> None:
-    """The steps of the epoch that are left. `network`: the run's model, with averaged gradients."""
+    """The steps of the epoch that are left. `network`: what to call for the run's model."""
     progress, recipe, steps, ranks = run.progress, run.recipe, run.steps, run.ranks
     if progress.step == steps:  # the process before this one ended while the epoch was scored
         return
@@ -272,7 +315,7 @@ def _train_epoch(
         len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step, ranks.rank, ranks.world
     )
     loaded = load(run.data, workers, collate, batch_sampler=batches, pin_memory=device.type == "cuda")
-    sigma, statistics = recipe.sigma_for(run.data.size), BufferCopy(run.model)
+    statistics = BufferCopy(run.model)
     shared = None if recipe.sync_bn else SharedStatistics(run.model, ranks)
     network.train()
     clock = time.monotonic()
@@ -285,10 +328,11 @@ def _train_epoch(
             lr = recipe.lr_at(progress.epoch * steps + progress.step, steps)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            hard = recipe.hard_keypoints
-            loss = train_step(network, run.optimizer, batch, sigma, device, bf16, statistics, hard, agreement)
+            loss = train_step(network, run.optimizer, batch, device, options, statistics, run.scaler, agreement)
             if shared and loss == loss:
                 shared.average()
+            if run.average and loss == loss:
+                run.average.update(run.model)
             progress.step += 1
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             _count_step(run, loss, agreement.bad_ranks)
@@ -304,6 +348,29 @@ def _train_epoch(
                 run.save()
             if taken == _THREADS_CHECKED_AFTER and device.type == "cpu" and ranks.first:
                 _warn_of_slow_threads(run)
+
+
+def _step_options(recipe: Recipe, data: PoseDataset, device: torch.device) -> StepOptions:
+    return StepOptions(
+        recipe.sigma_for(data.size),
+        resolve_precision(recipe.precision, device),
+        recipe.hard_keypoints,
+        joint_weights(data.skeleton.joints).to(device) if recipe.weighted_joints else None,
+        recipe.accumulate,
+        recipe.clip_norm,
+    )
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    # One fused pass over the parameters; the default would loop over them in Python on the CPU.
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, fused=fused)
+    return torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=fused)
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
 
 
 def _count_step(run: _Run, loss: float, bad_ranks: Sequence[int]) -> None:

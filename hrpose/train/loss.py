@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hrpose.errors import check
+
+_HARDER = {"elb": 1.2, "kne": 1.2, "wri": 1.5, "ank": 1.5}  # by parts of names: MPII's are relb, lank
+
+
+def joint_weights(joints: Sequence[str]) -> Tensor:
+    """(K,) factors of HRNet's option for harder joints: 1.2 for elbows and knees, 1.5 for wrists and ankles, else 1.
+
+    They multiply the difference, so that in the loss their squares count.
+    Raises: InputError if there are no such joints.
+    """
+    found = [next((w for part, w in _HARDER.items() if part in name.lower()), 1.0) for name in joints]
+    rule = f"is for skeletons with elbows, knees, wrists or ankles, got {', '.join(joints)}"
+    check(max(found) > 1, "weighted_joints", rule)
+    return torch.tensor(found)
 
 
 def heatmap_mse(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -15,8 +30,8 @@ def heatmap_mse(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         L = 1/K sum_k 1/2 mean_{n,y,x} (w_nk (P_nkyx - G_nkyx))^2
 
     Args:
-        heatmaps, targets: (N, K, H, W); the difference is taken in float32. weights: (N, K); a joint of weight 0 adds
-        nothing but still counts in the mean.
+        heatmaps, targets: (N, K, H, W); the difference is taken in float32 at least.
+        weights: (N, K); a joint of weight 0 adds nothing but still counts in the mean.
     Returns: scalar float32, differentiable in `heatmaps`.
     """
     return 0.5 * _squared_errors(heatmaps, targets, weights, "heatmap_mse").mean()
@@ -59,9 +74,10 @@ def supervised_loss(
 
 
 def _squared_errors(heatmaps: Tensor, targets: Tensor, weights: Tensor, where: str) -> Tensor:
-    """(N, K, H, W) weighted squared differences in float32. Raises: InputError on shapes that do not agree."""
+    """(N, K, H, W) weighted squared differences in float32 at least. Raises: InputError on shapes that do not agree."""
     rule = f"targets must be {tuple(heatmaps.shape)}, got {tuple(targets.shape)}"
     check(heatmaps.shape == targets.shape, where, rule)
     shape = tuple(heatmaps.shape[:2])
     check(weights.shape == shape, where, f"weights must be {shape}, got {tuple(weights.shape)}")
-    return ((heatmaps.float() - targets) * weights[:, :, None, None]).square()
+    wide = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
+    return ((wide - targets) * weights[:, :, None, None]).square()

@@ -26,7 +26,7 @@ from hrpose.models import create_model
 from hrpose.skeleton import Skeleton
 from hrpose.train.fit import BEST, LAST, Diverged, Progress, fit
 from hrpose.train.recipe import Recipe
-from hrpose.train.step import BufferCopy, train_step
+from hrpose.train.step import BufferCopy, StepOptions, train_step
 from hrpose.train.stop import Interrupted
 from hrpose.train.threads import slowdown_of_threads
 
@@ -160,6 +160,31 @@ def test_best_is_the_epoch_with_the_highest_score(persons, folder, tmp_path):
     assert len(set(seen)) == 5
 
 
+def test_last_epochs_are_kept(persons, folder, tmp_path):
+    def kept() -> dict[str, int]:
+        return {p.name: load_checkpoint(p).training["entry"]["epoch"] for p in tmp_path.glob("epoch-*")}
+
+    seen = []
+
+    def validate(model):
+        seen.append(digest({k: v.clone() for k, v in model.state_dict().items()}))
+        if len(seen) == 4:
+            raise Killed
+        return {"AP": 1.0}
+
+    recipe = replace(TINY, epochs=4)
+    with pytest.raises(Killed):
+        run_fit(persons, folder, tmp_path, recipe, validate, keep=2)
+    assert kept() == {"epoch-002.pt": 1, "epoch-003.pt": 2}
+    run_fit(persons, folder, tmp_path, recipe, validate, keep=2, resume=True)
+    assert kept() == {"epoch-003.pt": 2, "epoch-004.pt": 3}
+    assert [digest(load_checkpoint(tmp_path / f"epoch-00{n}.pt").weights) for n in (3, 4)] == [seen[2], seen[4]]
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1), validate=None)  # a new run; none are asked for
+    assert kept() == {}
+    run_fit(persons, folder, tmp_path, replace(TINY, epochs=1), validate=None, keep=1)
+    assert kept() == {"epoch-001.pt": 0}
+
+
 def test_a_negative_score_counts_and_a_new_run_drops_the_best_of_the_old(persons, folder, tmp_path):
     recipe = replace(TINY, epochs=1)
     run_fit(persons, folder, tmp_path, recipe, lambda model: {"minus error": -250.0}, score="minus error")
@@ -252,6 +277,106 @@ def test_bf16_resumes_bit_for_bit(persons, folder, tmp_path, monkeypatch):
         out, lambda resume: run_fit(persons, folder, out, recipe, resume=resume, checkpoint_seconds=0)
     )
     assert kills == 2 and outcome(out) == outcome(tmp_path / "whole")
+
+
+# All that has a state of its own, at once: three cycles of an epoch, averaged weights, momentum, parts of batches.
+FULL = replace(
+    TINY, schedule="sgdr", cycle_epochs=1.0, cycle_factor=1, optimizer="sgd", lr=0.1, ema_decay=0.9, accumulate=2,
+    clip_norm=0.01, warmup_steps=2,
+)  # fmt: skip
+
+
+def test_all_options_together_resume_bit_for_bit(persons, folder, tmp_path, monkeypatch):
+    run_fit(persons, folder, tmp_path / "whole", FULL)
+    count = 0
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        if count % 3 == 0:
+            raise Killed
+        return train_step(*arguments)
+
+    monkeypatch.setattr(LOOP, "train_step", counted)
+    out = tmp_path / "killed"
+    kills = run_until_done(out, lambda resume: run_fit(persons, folder, out, FULL, resume=resume, checkpoint_seconds=0))
+    assert kills == 4 and outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_averaged_weights_are_validated_kept_and_returned(persons, folder, tmp_path):
+    seen = []
+
+    def validate(model):
+        assert not model.training
+        seen.append(digest({k: v.clone() for k, v in model.state_dict().items()}))
+        return {"AP": float(len(seen))}
+
+    torch.manual_seed(0)
+    model = create_model("dpn1_32", 5)
+    fit(model, dataset(persons, folder, FULL), FULL, tmp_path, validate, report=lambda line: None)
+    last, best = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / BEST)
+    assert len(set(seen)) == 3
+    assert digest(best.weights) == digest(last.weights) == digest(dict(model.state_dict())) == seen[-1]
+    assert last.training["averaged_steps"] == 9
+    trained = last.training["trained"]
+    assert digest(trained) != seen[-1]
+    run_fit(persons, folder, tmp_path / "plain", replace(FULL, ema_decay=0.0))
+    assert digest(load_checkpoint(tmp_path / "plain" / LAST).weights) == digest(trained)
+
+
+def test_skipped_steps_are_not_averaged(persons, folder, tmp_path):
+    data = Poisoned(persons, folder, (32, 32), DOTS, FULL.augmentation, FULL.seed)
+    data.bad = frozenset({3})
+    log = fit(create_model("dpn1_32", 5), data, FULL, tmp_path, report=lambda line: None)
+    assert log[-1]["skipped"] >= 1
+    last = load_checkpoint(tmp_path / LAST)
+    assert last.training["averaged_steps"] == 9 - log[-1]["skipped"]
+    assert all(bool(t.isfinite().all()) for t in last.training["trained"].values())
+
+
+class Compiled(torch.nn.Module):
+    """As torch.compile's, which prefixes the names in the state dict."""
+
+    calls = 0
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+    def forward(self, images):
+        Compiled.calls += 1
+        return self._orig_mod(images)
+
+
+def test_compiled_network_is_trained_under_the_names_of_the_plain_one(persons, folder, tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(torch, "compile", Compiled)
+    run_fit(persons, folder, tmp_path, replace(TINY, compile=True))
+    assert Compiled.calls == 9
+    plain, last = create_model("dpn1_32", 5), load_checkpoint(tmp_path / LAST)
+    assert last.weights.keys() == plain.state_dict().keys()
+    assert outcome(tmp_path)["log"] == whole["log"]
+
+
+def test_compiling_that_fails_is_one_sentence(persons, folder, tmp_path, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    class Failing(Compiled):
+        def forward(self, images):
+            raise TorchDynamoException("\nno C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", Failing)
+    with pytest.raises(
+        InputError, match=r"^compile: torch.compile failed \(no C\+\+ compiler\); train with compile=false"
+    ):
+        run_fit(persons, folder, tmp_path, replace(TINY, compile=True))
+
+
+@pytest.mark.slow
+def test_network_is_compiled_by_torch(persons, folder, tmp_path, whole):
+    run_fit(persons, folder, tmp_path, replace(TINY, compile=True))
+    assert [entry["loss"] for entry in outcome(tmp_path)["log"]] == pytest.approx(
+        [entry["loss"] for entry in whole["log"]], rel=1e-3
+    )
 
 
 def test_workers_change_nothing_and_the_global_generator_is_left_alone(persons, folder, tmp_path, whole):
@@ -415,12 +540,12 @@ def test_step_that_is_not_finite_changes_nothing(value):
     model = create_model("dpn1_32", 5).train()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     device = torch.device("cpu")
-    assert train_step(model, optimizer, batch_of(1.0), 2.0, device, False) > 0
+    assert train_step(model, optimizer, batch_of(1.0), device, StepOptions(2.0)) > 0
     before = digest([model.state_dict(), optimizer.state_dict()])
-    loss = train_step(model, optimizer, batch_of(value), 2.0, device, False, BufferCopy(model))
+    loss = train_step(model, optimizer, batch_of(value), device, StepOptions(2.0), BufferCopy(model))
     assert loss != loss
     assert digest([model.state_dict(), optimizer.state_dict()]) == before
-    assert train_step(model, optimizer, batch_of(1.0), 2.0, device, False) > 0
+    assert train_step(model, optimizer, batch_of(1.0), device, StepOptions(2.0)) > 0
 
 
 def test_gradient_that_is_not_finite_is_skipped_too():
@@ -429,7 +554,7 @@ def test_gradient_that_is_not_finite_is_skipped_too():
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model.heatmap.register_forward_hook(lambda module, given, out: out + (out - out.detach()).abs().sqrt())
     before = digest(model.state_dict())
-    loss = train_step(model, optimizer, batch_of(1.0), 2.0, torch.device("cpu"), False)
+    loss = train_step(model, optimizer, batch_of(1.0), torch.device("cpu"), StepOptions(2.0))
     assert loss != loss and digest(model.state_dict()) == before
 
 
@@ -626,7 +751,7 @@ tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 from pathlib import Path
 folder, kills, workers = Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-recipe = tests.replace(tests.TINY, epochs=int(sys.argv[6]))
+recipe = tests.replace(tests.FULL if int(sys.argv[5]) == 0 else tests.TINY, epochs=int(sys.argv[6]))
 persons = tests.draw_persons(folder, 14)
 draw = random.Random(0)
 

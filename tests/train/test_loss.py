@@ -9,7 +9,7 @@ from hrpose.data.dataset import Sample
 from hrpose.data.targets import gaussian_targets
 from hrpose.errors import InputError
 from hrpose.train.loss import heatmap_mse, heatmap_ohkm, supervised_loss
-from hrpose.train.step import train_step
+from hrpose.train.step import StepOptions, train_step
 
 
 def official(heatmaps: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
@@ -175,7 +175,7 @@ def test_step_of_a_model_with_two_outputs(persons, hard):
     expected = official(first, targets, weights)
     expected += official(last, targets, weights) if hard is None else official_ohkm(last, targets, weights, hard)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = train_step(model, optimizer, persons, 1.0, torch.device("cpu"), False, hard_keypoints=hard)
+    loss = train_step(model, optimizer, persons, torch.device("cpu"), StepOptions(1.0, hard_keypoints=hard))
     assert loss == pytest.approx(expected, rel=1e-5)
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -184,7 +184,7 @@ def test_step_is_skipped_if_any_output_is_not_finite(persons):
     model = TwoOutputs(divisor=0.0)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = train_step(model, optimizer, persons, 1.0, torch.device("cpu"), False)
+    loss = train_step(model, optimizer, persons, torch.device("cpu"), StepOptions(1.0))
     assert loss != loss
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -194,5 +194,5 @@ def test_step_with_more_hard_keypoints_than_joints_changes_nothing(persons):
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match=r"hard_keypoints must be 1\.\.5, the number of joints, got 8"):
-        train_step(model, optimizer, persons, 1.0, torch.device("cpu"), False, hard_keypoints=8)
+        train_step(model, optimizer, persons, torch.device("cpu"), StepOptions(1.0, hard_keypoints=8))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

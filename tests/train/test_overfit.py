@@ -22,7 +22,7 @@ from hrpose.geometry import crop_transforms, heatmap_to_image
 from hrpose.infer import Protocol, evaluate
 from hrpose.models import create_model, list_models
 from hrpose.train.recipe import Recipe
-from hrpose.train.step import resolve_precision, train_step
+from hrpose.train.step import StepOptions, resolve_precision, train_step
 
 LIGHT = ("dpn1_32",)  # 11 s on one core; all others are slow
 PADDING = 1.0  # no margin around the boxes, for more heatmap pixels per person
@@ -105,7 +105,7 @@ def test_sixteen_real_persons_are_learnt_by_heart(sixteen, images, name):
         for keys in EpochBatches(len(people), RECIPE.batch_size, RECIPE.seed, epoch):
             optimizer.param_groups[0]["lr"] = RECIPE.lr_at(step, 2)
             batch = collate([people[index] for _, index in keys])
-            assert math.isfinite(train_step(model, optimizer, batch, RECIPE.sigma, device, precision == "bf16"))
+            assert math.isfinite(train_step(model, optimizer, batch, device, StepOptions(RECIPE.sigma, precision)))
             step += 1
         if epoch % EPOCHS_PER_SCORE == EPOCHS_PER_SCORE - 1:
             best = max(best, ap(model))
