@@ -138,6 +138,13 @@ def test_mistakes(data, tmp_path, capsys, arguments, said):
     assert error.startswith(f"hrpose: error: {said}")
 
 
+def test_a_missing_scipy_is_said_before_the_work(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    monkeypatch.setattr("hrpose.cli.evaluate.evaluate", lambda *arguments: pytest.fail("the network was run"))
+    assert evaluate(data, "mpii.json", "--output", f"{tmp_path}/p.mat") == 2
+    assert "p.mat: .mat files need scipy: pip install 'hrpose[mpii]'" in capsys.readouterr().err
+
+
 def test_mistakes_in_training(data, tmp_path, capsys):
     base = ["train", "--images", str(data), "--out", f"{tmp_path}/run", *NETWORK, "--data"]
     truth = ["--ground-truth", f"{data}/gt_valid.mat"]
@@ -184,6 +191,7 @@ def test_the_result_file_of_test_dev(data, test_dev, tmp_path, capsys):
     for entry in entries:
         assert set(entry) == {"image_id", "category_id", "keypoints", "score"} and len(entry["keypoints"]) == 51
     assert "3 persons (COCO-17), boxes: det.json" in captured.out and "AP " not in captured.out.replace("no AP", "")
+    assert main([*command, "--output", f"{tmp_path}/new/"]) == 0 and (tmp_path / "new" / path.name).is_file()
     assert main([*command, "--output", f"{tmp_path}/mine.json"]) == 0
     assert json.loads((tmp_path / "mine.json").read_text()) == entries
     assert main(command) == 2

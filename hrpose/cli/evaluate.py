@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from hrpose.cli.arguments import (
     source_of,
     workers_from,
 )
-from hrpose.data.coco import load_detections
+from hrpose.data.coco import Annotations, load_detections
 from hrpose.data.formats import load_any
 from hrpose.data.mpii import SPLITS, MpiiAnnotations
 from hrpose.errors import check
 from hrpose.eval.coco import METRICS, result_file_name, save_results
-from hrpose.eval.mpii import GROUPS, LEGACY_01, THRESHOLDS
-from hrpose.eval.mpii_files import check_ending, save_predictions
+from hrpose.eval.mpii import GROUPS, LEGACY_01, THRESHOLDS, GroundTruth
+from hrpose.eval.mpii_files import check_predictions_path, save_predictions
 from hrpose.infer.evaluate import evaluate
 from hrpose.ranks import Ranks, joined
 
@@ -57,8 +58,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="write the keypoints: COCO's result format (in a folder: by the name its server wants), for MPII .mat or "
-        ".json",
+        help="write the keypoints: in COCO's result format (DIR/: a test set's, by the name its server wants), "
+        "for MPII as .mat or .json",
     )
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object, on the last line")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights used without --checkpoint")
@@ -85,17 +86,9 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     annotations = load_any(options.data, options.split, or_images=options.boxes is not None)
     mpii = isinstance(annotations, MpiiAnnotations)
     truth = ground_truth_from(options, annotations)
-    if options.output:
-        in_folder = Path(options.output).is_dir() and not mpii and not annotations.persons
-        advice = "is a folder, which goes with COCO's images without annotations"
-        check(
-            in_folder or not Path(options.output).is_dir(), "--output", f"must be a file, but {options.output} {advice}"
-        )
-        if mpii:
-            check_ending(options.output)
-    else:
-        scored = truth is not None or (annotations.persons and all(p.joints for p in annotations.persons))
-        check(bool(scored), "--output", f"must be given: {options.data} holds no joints to score against")
+    _check_output(options, annotations, truth)
+    if mpii and annotations.left_out and ranks.first:
+        print(f"hrpose: {annotations.left_out} persons left out, without scale or centre", file=sys.stderr)
     detections, source = None, source_of(annotations)
     if options.boxes:
         check(not mpii, "--boxes", "goes with COCO files; MPII's protocol looks at its file's centres and scales")
@@ -127,14 +120,31 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
         return
     if options.output and mpii:
         save_predictions(options.output, annotations, found.keypoints, found.scores)
-    elif options.output:
-        path = Path(options.output)
+    elif options.output and _is_folder(options.output):
         name = getattr(model, "hrpose_config", {}).get("name", "hrpose")
-        path = path / result_file_name(annotations, name) if path.is_dir() else path
+        path = Path(options.output) / result_file_name(annotations, name)
         save_results(found.results, path)
-        if path != Path(options.output):
-            print(f"hrpose: {path}; the server takes it zipped", file=sys.stderr)
+        print(f"hrpose: {path}; the server takes it zipped", file=sys.stderr)
+    elif options.output:
+        save_results(found.results, options.output)
     print(json.dumps(found.metrics) if options.json else format_metrics(found.metrics))
+
+
+def _check_output(options: argparse.Namespace, annotations: Annotations, truth: GroundTruth | None) -> None:
+    """Raise an InputError, before any work, where --output could not be written or nothing would come of the work."""
+    if not options.output:
+        scored = truth is not None or any(person.joints for person in annotations.persons)
+        check(scored, "--output", f"must be given: {options.data} holds no joints to score against")
+        return
+    if isinstance(annotations, MpiiAnnotations):
+        check_predictions_path(options.output)
+    fits = not annotations.persons or not _is_folder(options.output)
+    advice = "is a folder, which goes with COCO's images without annotations"
+    check(fits, "--output", f"must be a file, but {options.output} {advice}")
+
+
+def _is_folder(output: str) -> bool:
+    return output.endswith(("/", os.sep)) or Path(output).is_dir()
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from hrpose.data.fields import kind, read_json
 from hrpose.data.mpii import MpiiAnnotations
 from hrpose.errors import check, shown
 from hrpose.files import write_atomically
-from hrpose.matlab import read_mat, write_mat
+from hrpose.matlab import check_scipy, read_mat, write_mat
 
 ENDINGS = (".mat", ".json")
 
@@ -29,7 +29,7 @@ def save_predictions(path: str | Path, annotations: Annotations, keypoints: Any,
     Raises: InputError on another ending, shapes that do not agree, a number that is not finite; naming the path, if it
         cannot be written.
     """
-    path, n = check_ending(path), len(annotations.persons)
+    path, n = check_predictions_path(path), len(annotations.persons)
     points, scores = np.asarray(keypoints, np.float64) + 1, np.asarray(scores, np.float64)
     where = f"predictions {path}"
     check(points.shape == (n, 16, 2), where, f"keypoints must be {(n, 16, 2)}, got {points.shape}")
@@ -53,7 +53,7 @@ def load_predictions(path: str | Path) -> np.ndarray:
 
     Raises: InputError naming the file and, in JSON, the entry.
     """
-    path = check_ending(path)
+    path = check_predictions_path(path)
     where = f"predictions {path}"
     if path.suffix.lower() == ".mat":
         variables = read_mat(path, where)
@@ -73,10 +73,12 @@ def load_predictions(path: str | Path) -> np.ndarray:
     return found.astype(np.float64) - 1
 
 
-def check_ending(path: str | Path) -> Path:
-    """The path, if it ends in one of ENDINGS. Raises: InputError."""
-    valid = Path(path).suffix.lower() in ENDINGS
-    check(valid, f"predictions {path}", f"must be a file ending in {' or '.join(ENDINGS)}")
+def check_predictions_path(path: str | Path) -> Path:
+    """The path, if it ends in one of ENDINGS and scipy is there if it takes that. Raises: InputError."""
+    where = f"predictions {path}"
+    check(Path(path).suffix.lower() in ENDINGS, where, f"must be a file ending in {' or '.join(ENDINGS)}")
+    if Path(path).suffix.lower() == ".mat":
+        check_scipy(where)
     return Path(path)
 
 

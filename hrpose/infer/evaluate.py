@@ -84,11 +84,8 @@ def evaluate(
     keypoints, scores = estimate_persons(
         model, persons, folder, size, annotations, protocol, batch_size, workers, progress, ranks
     )
-    annotated = detections is None
-    found = partial(
-        _score, annotations, persons, keypoints, scores, size, boxes_name, protocol, annotated, ground_truth
-    )
-    return ranks.on_first(found)
+    score = partial(_score, annotations, persons, keypoints, scores, size, boxes_name, protocol)
+    return ranks.on_first(partial(score, annotated=detections is None, ground_truth=ground_truth))
 
 
 def _score(
