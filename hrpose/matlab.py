@@ -40,6 +40,11 @@ def write_mat(path: str | Path, variables: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def check_scipy(where: str) -> None:
+    """Raise an InputError, starting with `where`, if scipy is not installed: before work that it is to write."""
+    _scipy_io(where)
+
+
 def _scipy_io(where: str) -> Any:
     try:
         import scipy.io

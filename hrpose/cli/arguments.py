@@ -12,12 +12,23 @@ import torch
 from torch import nn
 
 from hrpose.checkpoint import load_checkpoint
+from hrpose.data.coco import Annotations
+from hrpose.data.mpii import MpiiAnnotations
 from hrpose.errors import InputError, check
+from hrpose.eval.mpii import GroundTruth, check_same_persons, ground_truth_of, load_ground_truth
+from hrpose.infer.evaluate import GROUND_TRUTH
 from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
 from hrpose.models import create_model, load_weights
 from hrpose.ranks import local_rank, local_world
-from hrpose.skeleton import Skeleton
+from hrpose.skeleton import MPII16, Skeleton
 from hrpose.train.recipe import Recipe, get_recipe
+
+PROVIDED = "MPII's centres and scales"
+
+
+def source_of(annotations: Annotations) -> str:
+    """What to call the boxes of an annotation file in results."""
+    return PROVIDED if isinstance(annotations, MpiiAnnotations) else GROUND_TRUTH
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +41,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="option of the network, e.g. dilation=reversed",
     )
     default = "of the network's input (default {}, with a hrpose checkpoint what it was trained with)"
-    parser.add_argument("--width", type=int, metavar="PX", help=default.format(192))
+    parser.add_argument("--width", type=int, metavar="PX", help=default.format("192, for MPII 256"))
     parser.add_argument("--height", type=int, metavar="PX", help=default.format(256))
 
 
@@ -81,6 +92,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{where}: must be TOML ({error})") from error
 
 
+def add_ground_truth_flag(parser: argparse.ArgumentParser, whose: str) -> None:
+    what = "MPII's head boxes and joints, for PCKh (default: those in its original .mat)"
+    parser.add_argument("--ground-truth", metavar="gt_valid.mat", help=f"of {whose}: {what}")
+
+
+def ground_truth_from(options: argparse.Namespace, annotations: Annotations) -> GroundTruth | None:
+    """What PCKh compares with: the file named, or the annotations' own; checked to be of the persons annotated."""
+    if options.ground_truth is None:
+        return ground_truth_of(annotations) if isinstance(annotations, MpiiAnnotations) else None
+    rule = f"goes with the joints of {MPII16.name}, {annotations.path} has those of {annotations.skeleton.name}"
+    check(annotations.skeleton.joints == MPII16.joints, "--ground-truth", rule)
+    truth = load_ground_truth(options.ground_truth)
+    check_same_persons(truth, annotations.persons)
+    return truth
+
+
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-flip", action="store_true", help="do not average with the mirrored image's heatmaps")
     parser.add_argument("--no-shift", action="store_true", help="do not shift the mirrored heatmaps by one pixel")
@@ -125,7 +152,12 @@ def workers_from(options: argparse.Namespace) -> int:
     return options.workers
 
 
-def size_from(options: argparse.Namespace, default: tuple[int, int] = (192, 256)) -> tuple[int, int]:
+def default_size(skeleton: Skeleton) -> tuple[int, int]:
+    """(width, height) of the papers' smaller input: MPII's persons are given by squares."""
+    return (256, 256) if skeleton == MPII16 else (192, 256)
+
+
+def size_from(options: argparse.Namespace, default: tuple[int, int]) -> tuple[int, int]:
     given = options.width, options.height
     size = tuple(other if side is None else side for side, other in zip(given, default, strict=True))
     check(min(size) > 0, "--width, --height", f"must be > 0, got {size[0]}, {size[1]}")
@@ -157,7 +189,7 @@ def model_from(options: argparse.Namespace, skeleton: Skeleton) -> tuple[nn.Modu
         load_weights(model, options.checkpoint, part="all")
     else:
         print(f"hrpose: no --checkpoint: {name} with random weights", file=sys.stderr)
-    return model.eval(), size_from(options)
+    return model.eval(), size_from(options, default_size(skeleton))
 
 
 def model_options_from(settings: list[str]) -> dict[str, str | int | bool]:

@@ -49,8 +49,10 @@ def add_parser(commands: Any) -> None:
         "--boxes",
         metavar="FILE.json",
         help='{"photo.jpg": [[x, y, w, h], ...]}, or a COCO file whose boxes to use; an image that it does not name is '
-        "looked at as one person",
+        "looked at as one person. With --data also a detector's [{image_id, category_id, bbox, score}, ...]",
     )
+    parser.add_argument("--data", metavar="FILE.json", help="COCO file that names the images of --boxes by their ids")
+    parser.add_argument("--min-box-score", type=float, default=0.0, metavar="S", help="leave out detections below")
     parser.add_argument("--min-score", type=float, default=0.2, metavar="S", help="draw joints above (default 0.2)")
     add_protocol_flags(parser)
     add_device_flag(parser)
@@ -118,11 +120,12 @@ def image_files(arguments: list[str]) -> list[Path]:
 def _boxes(options: argparse.Namespace, paths: list[Path]) -> dict[Path, Any]:
     """Boxes for each path; a path without an entry is looked at as one person."""
     check(not (options.box and options.boxes), "--box, --boxes", "cannot be given together")
+    check(options.boxes or not options.data, "--data", "goes with --boxes, whose images it names")
     if options.box:
         check(len(paths) == 1, "--box", f"goes with one image, got {len(paths)}; use --boxes FILE.json")
         return {paths[0]: as_boxes([_parse_box(text) for text in options.box], "--box")}
     if options.boxes:
-        by_name = load_boxes(options.boxes)
+        by_name = load_boxes(options.boxes, options.data, options.min_box_score)
         for name, some in by_name.items():
             as_boxes(some, f"boxes {options.boxes}: {name}")
         found = {path: by_name[name] for path in paths if (name := _name_in(by_name, path)) is not None}

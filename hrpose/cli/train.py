@@ -1,4 +1,4 @@
-"""`hrpose train`: a network on a COCO keypoint file."""
+"""`hrpose train`: a network on annotation files of COCO's or MPII's form."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ from torch import nn
 
 from hrpose.cli.arguments import (
     add_device_flag,
+    add_ground_truth_flag,
     add_model_flags,
     add_recipe_flags,
     check_output_folder,
+    default_size,
     default_workers,
     device_from,
+    ground_truth_from,
     model_options_from,
     recipe_from,
     size_from,
+    source_of,
     workers_from,
 )
-from hrpose.data.coco import Annotations, check_images, load_annotations
+from hrpose.data.coco import Annotations, check_images
 from hrpose.data.dataset import PoseDataset
+from hrpose.data.formats import load_any
 from hrpose.data.mixture import load_mixture
 from hrpose.errors import InputError, check
+from hrpose.eval.mpii import GroundTruth
 from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
 from hrpose.infer.protocol import Protocol, check_model
@@ -44,7 +50,7 @@ RUN = "run.json"
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train a network on a COCO keypoint file")
+    parser = commands.add_parser("train", help="train a network on a COCO keypoint file, or MPII")
     add_flags(parser)
     parser.set_defaults(run=run)
 
@@ -52,10 +58,15 @@ def add_parser(commands: Any) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     several = "; several: repeat --data and --images, the first decides on the joints"
     parser.add_argument(
-        "--data", required=True, action="append", metavar="FILE.json", help=f"COCO keypoints to train on{several}"
+        "--data",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help=f"COCO keypoints or MPII's .json or .mat to train on{several}",
     )
     parser.add_argument("--images", required=True, action="append", metavar="DIR", help="folder of their images")
-    parser.add_argument("--val", metavar="FILE.json", help="annotations to score after each epoch (ground-truth boxes)")
+    parser.add_argument("--val", metavar="FILE", help="annotations to score after each epoch (ground-truth boxes)")
+    add_ground_truth_flag(parser, "--val")
     parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: the first --images)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the log and the checkpoints")
     add_model_flags(parser)
@@ -98,7 +109,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if options.threads is not None:
         check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
         torch.set_num_threads(options.threads)
-    device, size, out = device_from(options), size_from(options), Path(options.out)
+    device, out = device_from(options), Path(options.out)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
     resume = ranks.on_first(lambda: _goes_on(out, options.resume))
     given = len(options.data), len(options.images)
@@ -106,13 +117,18 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     check(given[0] == given[1], "--data, --images", rule.format(*given))
     mixture = load_mixture(options.data, options.images)
     skeleton = mixture.skeleton
-    validation = None
+    size = size_from(options, default_size(skeleton))
+    validation, truth = None, None
     val_images = options.val_images or options.images[0]
     if options.val:
-        validation = load_annotations(options.val)
+        validation = load_any(options.val)
+        labelled = all(person.joints for person in validation.persons)
+        check(labelled, f"--val {options.val}", "must hold joints, is the file of a test set")
         same = validation.skeleton.joints == skeleton.joints
         check(same, f"--val {options.val}", f"must have the joints of {options.data[0]}")
+        truth = ground_truth_from(options, validation)
         check_images((p.file_name for p in validation.persons), val_images)
+    check(bool(options.val) or not options.ground_truth, "--ground-truth", "goes with --val, which it is of")
     torch.manual_seed(recipe.seed)
     model = create_model(options.model or "dpn4_32", skeleton.num_joints, **model_options_from(options.option))
     check_model(model, size, skeleton)
@@ -139,10 +155,10 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     protocol = Protocol(flip=not options.no_flip_test, precision=precision)
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        return score(network, validation, val_images, size, protocol, workers, ranks)
+        return score(network, validation, val_images, size, protocol, workers, ranks, truth)
 
     has_sigmas = validation is not None and validation.skeleton.sigmas is not None
-    name = "AP" if has_sigmas else "PCK@0.2"
+    name = "PCKh@0.5" if truth else "AP" if has_sigmas else "PCK@0.2"
     entries = fit(
         model,
         data,
@@ -208,5 +224,10 @@ def score(
     protocol: Protocol,
     workers: int,
     ranks: Ranks,
+    truth: GroundTruth | None,
 ) -> dict[str, Any]:
-    return evaluate(model, annotations, folder, size, protocol=protocol, workers=workers, ranks=ranks).metrics
+    source = source_of(annotations)
+    found = evaluate(
+        model, annotations, folder, size, None, source, protocol, workers=workers, ranks=ranks, ground_truth=truth
+    )
+    return found.metrics

@@ -11,7 +11,7 @@ from typing import Any
 from hrpose.data.fields import is_id, is_number, kind, read_json
 from hrpose.errors import InputError, check, shown
 from hrpose.geometry import clip_box
-from hrpose.skeleton import Skeleton, skeleton_from_category
+from hrpose.skeleton import COCO17, Skeleton, skeleton_from_category
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO keypoint file: its skeleton, its persons with labelled joints, and the checked JSON for the evaluation."""
+    """A keypoint file: its skeleton, its persons with labelled joints, and COCO's checked JSON for the evaluation."""
 
     path: str
     skeleton: Skeleton
@@ -46,21 +46,24 @@ class Annotations:
     json: dict[str, Any]
 
 
-def load_annotations(path: str | Path) -> Annotations:
+def load_annotations(path: str | Path, or_images: bool = False) -> Annotations:
     """Read and check a COCO keypoint file with any number of joints.
 
     The persons are those to train on and to evaluate with ground-truth boxes: no crowds, at least one labelled joint,
     box clipped to the image (see ``geometry.clip_box``) and not empty. `json` keeps the annotations of all persons,
     because the evaluation has to know about crowds and unlabelled persons too, with the fields that it uses.
+    With `or_images` also a file without annotations, such as image_info_test-dev2017.json: images to estimate detected
+    persons in; COCO's 17 joints are meant where its categories name none.
     Raises: InputError naming the file, the annotation id, the field and the valid values.
     """
     where = f"annotations {path}"
     data = read_json(path, where)
     check(isinstance(data, dict), where, f"must be an object with images, annotations, categories, got {kind(data)}")
+    if or_images and "images" in data and data.get("annotations", []) == []:
+        return _image_list(data, path, where)
     for key in ("images", "annotations", "categories"):
         check(key in data, where, f"{key} is missing; a COCO keypoint file has images, annotations and categories")
-        valid = isinstance(data[key], list) and all(isinstance(entry, dict) for entry in data[key])
-        check(valid, where, f"{key} must be a list of objects, got {shown(data[key])}")
+        _check_objects(data[key], key, where)
     category = _person_category(data["categories"], where)
     skeleton = skeleton_from_category(category, where)
     images = _images(data["images"], where)
@@ -131,18 +134,27 @@ def load_detections(path: str | Path, annotations: Annotations, min_score: float
     return persons, elsewhere
 
 
-def load_boxes(path: str | Path) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Boxes by file name: from {"photo.jpg": [[x, y, w, h], ...]}, or the persons of a COCO keypoint file.
+def load_boxes(
+    path: str | Path, named_by: str | Path | None = None, min_score: float = 0.0
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Boxes by file name: from {"photo.jpg": [[x, y, w, h], ...]}, the persons of a COCO keypoint file, or a detection
+    file (``load_detections``), the names of whose images are in the COCO file `named_by`.
 
     Raises: InputError naming the file and the entry.
     """
     where = f"boxes {path}"
     data = read_json(path, where)
+    detections = isinstance(data, list) and named_by is not None
     rule = 'must be {"photo.jpg": [[x, y, w, h], ...]} or a COCO file'
-    check(isinstance(data, dict), where, f"{rule}, got {kind(data)}")
+    hint = "; detections need a file that names their images" if isinstance(data, list) else ""
+    check(isinstance(data, dict) or detections, where, f"{rule}, got {kind(data)}{hint}")
     by_name: dict[str, list[tuple[float, float, float, float]]] = {}
-    if "annotations" in data:
-        for person in load_annotations(path).persons:
+    if detections or "annotations" in data:
+        if detections:
+            persons, _ = load_detections(path, load_annotations(named_by, or_images=True), min_score)
+        else:
+            persons = load_annotations(path).persons
+        for person in persons:
             by_name.setdefault(person.file_name, []).append(person.box)
         return by_name
     for name, boxes in data.items():
@@ -159,6 +171,23 @@ def check_images(file_names: Iterable[str], folder: str | Path) -> None:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(f"images {folder}: {missing[0]} is missing{more}")
+
+
+def _image_list(data: dict[str, Any], path: str | Path, where: str) -> Annotations:
+    for key in ("images", "categories"):
+        _check_objects(data.get(key, []), key, where)
+    images = _images(data["images"], where)
+    check(bool(images), where, "images must hold at least one image")
+    skeleton, category_id = COCO17, 1
+    if any(category.get("keypoints") for category in data.get("categories", [])):
+        category = _person_category(data["categories"], where)
+        skeleton, category_id = skeleton_from_category(category, where), category["id"]
+    return Annotations(str(path), skeleton, category_id, images, (), {})
+
+
+def _check_objects(value: Any, key: str, where: str) -> None:
+    valid = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    check(valid, where, f"{key} must be a list of objects, got {shown(value)}")
 
 
 def _person_category(categories: list[dict[str, Any]], where: str) -> dict[str, Any]:

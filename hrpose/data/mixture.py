@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hrpose.data.coco import Annotations, Person, check_images, load_annotations
+from hrpose.data.coco import Annotations, Person, check_images
+from hrpose.data.formats import load_any
+from hrpose.data.mpii import MpiiAnnotations
 from hrpose.errors import check
 from hrpose.skeleton import Skeleton
 
@@ -23,20 +25,24 @@ class Mixture:
 
 
 def load_mixture(files: Sequence[str | Path], folders: Sequence[str | Path]) -> Mixture:
-    """Read COCO keypoint files, each with the folder of its images, to train on all of them at once.
+    """Read annotation files (``load_any``), each with the folder of its images, to train on all of them at once.
 
     The first decides on the joints. Those of the others are matched by name: what a file does not label is unlabelled
     in all its persons, what the first does not know is dropped, and so is a person of whom nothing is left. A file
     that is given twice counts twice.
-    Raises: InputError as ``load_annotations`` and ``check_images`` do, and for a file without a joint of the first.
+    Raises: InputError as ``load_any`` and ``check_images`` do, for a file without a joint of the first, and for a test
+        set.
     """
     sets = []
     for file, folder in zip(files, folders, strict=True):
-        sets.append(load_annotations(file))
+        sets.append(load_any(file))
+        labelled = all(p.joints for p in sets[-1].persons)
+        check(labelled, f"annotations {file}", "must hold joints for all persons to train on, is that of a test set")
         check_images((p.file_name for p in sets[-1].persons), folder)
     first = sets[0]
     if len(sets) == 1:
-        return Mixture(first.persons, Path(folders[0]), first.skeleton, f"{len(first.persons)} persons")
+        summary = f"{len(first.persons)} persons{_left_out(first)}"
+        return Mixture(first.persons, Path(folders[0]), first.skeleton, summary)
     whole = [Path(os.path.abspath(folder)) for folder in folders]
     root = Path(os.path.commonpath(whole))
     persons: list[Person] = []
@@ -45,8 +51,13 @@ def load_mixture(files: Sequence[str | Path], folders: Sequence[str | Path]) -> 
         taken = _with_joints_of(first, given)
         persons += [replace(p, file_name=(folder.relative_to(root) / p.file_name).as_posix()) for p in taken]
         common = len(set(first.skeleton.joints) & set(given.skeleton.joints))
-        parts.append(f"{len(taken)} of {given.path} ({common} of {first.skeleton.num_joints} joints)")
+        parts.append(f"{len(taken)} of {given.path} ({common} of {first.skeleton.num_joints} joints){_left_out(given)}")
     return Mixture(tuple(persons), root, first.skeleton, f"{len(persons)} persons: {', '.join(parts)}")
+
+
+def _left_out(given: Annotations) -> str:
+    count = given.left_out if isinstance(given, MpiiAnnotations) else 0
+    return f", {count} left out without scale or centre" if count else ""
 
 
 def _with_joints_of(first: Annotations, other: Annotations) -> list[Person]:

@@ -34,7 +34,7 @@ class MpiiAnnotations(Annotations):
 
     head_boxes: of each person two corners x, y in 1-based pixels, or None; () if the file holds none, as the JSON.
     rectangles: of each person its position in annorect of its image, from 0; () for the JSON. `images` are numbered by
-                position in annolist, and hold the objpos of all rectangles, which a submission repeats.
+                position in annolist, and hold centre and scale of all "rectangles", which a submission repeats.
     left_out:   how many persons of the split have no scale or no centre, and so cannot be cropped.
     """
 
@@ -109,7 +109,7 @@ def load_mpii_mat(path: str | Path, split: str = "train", single_person: bool = 
         for ridx, rectangle in enumerate(_items(image, "annorect")):
             inside = f"{here}.annorect({ridx + 1})"
             center, scale = _place(rectangle, inside)
-            placed.append(center)
+            placed.append((center, scale))
             joints, visible = _points(rectangle, inside)
             alone = ridx + 1 in separate
             if not (joints if split == "train" else alone) or (single_person and not alone):
@@ -121,7 +121,7 @@ def load_mpii_mat(path: str | Path, split: str = "train", single_person: bool = 
             persons.append(Person(number, name, box, len(persons), joints, visible))
             heads.append(_head(rectangle, inside))
             rectangles.append(ridx)
-        images[number] = {"id": number, "file_name": name, "objpos": placed}
+        images[number] = {"id": number, "file_name": name, "rectangles": placed}
     check(bool(persons), where, f"holds no person to {'train on' if split == 'train' else 'predict'} in split {split}")
     boxes = tuple(heads) if any(heads) else ()
     return MpiiAnnotations(str(path), MPII16, 1, images, tuple(persons), {}, boxes, tuple(rectangles), left_out)

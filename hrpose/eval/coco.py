@@ -134,6 +134,16 @@ def results_from_predictions(
     return entries
 
 
+def result_file_name(annotations: Annotations, name: str) -> str:
+    """What COCO's evaluation server wants a result file to be called: person_keypoints_test-dev2017_NAME_results.json.
+
+    The set is that of image_info_SET.json or person_keypoints_SET.json. Underscores in `name` become hyphens, since
+    they separate the parts.
+    """
+    part = Path(annotations.path).stem.removeprefix("image_info_").removeprefix("person_keypoints_")
+    return f"person_keypoints_{part}_{name.replace('_', '-')}_results.json"
+
+
 def save_results(results: list[dict[str, Any]], path: str | Path) -> None:
     """Write results as the JSON file that COCO's evaluation server and pycocotools read; whole or not at all.
 

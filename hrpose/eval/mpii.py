@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from hrpose.data.coco import Person
+from hrpose.data.mpii import MpiiAnnotations
 from hrpose.errors import InputError, check, shown
 from hrpose.matlab import read_mat
 from hrpose.skeleton import MPII16
@@ -142,6 +144,46 @@ def pckh(predictions: Any, ground_truth: Any, threshold: float = 0.5) -> Pckh:
     )
 
 
+def pckh_metrics(predictions: Any, ground_truth: Any) -> dict[str, Any]:
+    """PCKh at all THRESHOLDS as shares in 0..1, as metrics are: for each "PCKh@0.5", the count-weighted mean, "PCKh@0.5
+    unweighted", and "PCKh@0.5 joints" with the columns of the papers' tables."""
+    truth, metrics = as_ground_truth(ground_truth), {}
+    for threshold in THRESHOLDS:
+        found, name = pckh(predictions, truth, threshold), f"PCKh@{threshold:g}"
+        metrics[name] = _share(found.mean_weighted)
+        metrics[f"{name} unweighted"] = _share(found.mean_unweighted)
+        metrics[f"{name} joints"] = {group: _share(found.joints[group]) for group in GROUPS}
+    return metrics
+
+
+def ground_truth_of(annotations: MpiiAnnotations) -> GroundTruth | None:
+    """The ground truth that the original MATLAB file holds of its training persons; None without head boxes.
+
+    A person without a head box is not counted.
+    """
+    if not annotations.head_boxes:
+        return None
+    persons, heads = annotations.persons, annotations.head_boxes
+    missing = [[not v for v in p.visible] if head else [True] * 16 for p, head in zip(persons, heads, strict=True)]
+    joints = np.array([p.joints for p in persons]) + 1
+    corners = np.array([head or ((0, 0), (0, 0)) for head in heads])
+    return GroundTruth(np.array(missing).T, joints.transpose(1, 2, 0), corners.transpose(1, 2, 0), annotations.path)
+
+
+def check_same_persons(truth: GroundTruth, persons: Sequence[Person]) -> None:
+    """Raise an InputError unless `truth` is that of `persons`, in their order: as many, and the median of each one's
+    joints less than a head apart. Another file's, or another order, would give a low score and no sign of why."""
+    name = truth.name
+    check(len(truth) == len(persons), name, f"must be of the {len(persons)} persons annotated, is of {len(truth)}")
+    for i, person in enumerate(persons):
+        counted = truth.jnt_missing[:, i] == 0
+        if person.joints and len(person.joints) == 16:
+            counted &= np.array(person.visible) > 0
+            apart = np.linalg.norm(np.array(person.joints) + 1 - truth.pos_gt_src[:, :, i], axis=1)[counted]
+            same = not counted.any() or np.median(apart) <= truth.head_sizes[i]
+            check(bool(same), name, f"is of other persons than annotated, first number {i}, in {person.file_name}")
+
+
 def load_ground_truth(path: str | Path) -> GroundTruth:
     """Read gt_valid.mat, or a file with the same three arrays (which takes scipy, see ``matlab.read_mat``).
 
@@ -189,6 +231,10 @@ def _numbers(value: Any, where: str, name: str) -> np.ndarray:
         found, valid = None, False
     check(valid, where, f"{name} must be an array of numbers, got {shown(value)}")
     return found.astype(np.float64)
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -18,8 +18,9 @@ from hrpose.data.appearance import MEAN, STD
 from hrpose.data.coco import Annotations, Person, check_images
 from hrpose.data.dataset import load_image
 from hrpose.data.loading import dead_worker_as_input_error, load
-from hrpose.errors import InputError
+from hrpose.errors import InputError, check
 from hrpose.eval.coco import coco_metrics, results_from_predictions
+from hrpose.eval.mpii import GroundTruth, check_same_persons, pckh_metrics
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
 from hrpose.infer.form import inference_form
@@ -31,11 +32,14 @@ GROUND_TRUTH = "ground-truth"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: AP, AR and their kin, "PCK@0.2", and the labels that say how they were measured; plain values.
-    results: COCO result entries, for ``eval.coco.save_results``."""
+    """metrics: AP, AR and their kin, "PCK@0.2", MPII's PCKh, and the labels that say how they were measured; plain
+    values. results: COCO result entries, for ``eval.coco.save_results``. keypoints, scores: (P, K, 2) in image pixels
+    and (P, K) of all persons looked at, in their order, for ``eval.mpii_files.save_predictions``."""
 
     metrics: dict[str, Any]
     results: list[dict[str, Any]]
+    keypoints: np.ndarray
+    scores: np.ndarray
 
 
 def evaluate(
@@ -50,11 +54,12 @@ def evaluate(
     workers: int = 0,
     progress: Callable[[int], Any] | None = None,
     ranks: Ranks = ALONE,
+    ground_truth: GroundTruth | None = None,
 ) -> Evaluation:
-    """Score a network on a COCO keypoint file.
+    """Score a network on an annotation file.
 
     Args:
-        annotations: the ground truth (``load_annotations``); its skeleton says what the heatmaps mean.
+        annotations: the ground truth (``data.load_any``); its skeleton says what the heatmaps mean.
         folder:      where the images are. Their EXIF orientation is ignored: annotations refer to the stored pixels.
         size:        (width, height) of the network's input.
         detections:  boxes to look at (``load_detections``); None for the annotated persons' own.
@@ -62,20 +67,25 @@ def evaluate(
         progress:    called with the number of persons done after each batch.
         ranks:       the processes that do this together, each with the same model: they share the images, rank 0 scores
                      all persons, once each.
+        ground_truth: MPII's, of the annotated persons in their order, for PCKh (``eval.mpii.pckh_metrics``).
     Returns: AP and AR are None where the skeleton has no sigmas. PCK@0.2 compares each annotated person with the
-        estimate for its own box, so it is None for detections. All ranks get the same.
+        estimate for its own box, so it is None for detections. Both are None for a test set without joints. All
+        ranks get the same.
     Raises: InputError for a missing or broken image (before any work starts, if missing) or a model of another
         skeleton.
     """
     skeleton = annotations.skeleton
     persons = annotations.persons if detections is None else detections
     check_model(model, size, skeleton)
+    if ground_truth is not None:
+        check(detections is None, "evaluate", "ground_truth is of the annotated persons, not of detections")
+        check_same_persons(ground_truth, persons)
     check_images((p.file_name for p in persons), folder)
     keypoints, scores = estimate_persons(
         model, persons, folder, size, annotations, protocol, batch_size, workers, progress, ranks
     )
-    score = partial(_score, annotations, persons, keypoints, scores, size, boxes_name, protocol, detections is None)
-    return ranks.on_first(score)
+    score = partial(_score, annotations, persons, keypoints, scores, size, boxes_name, protocol)
+    return ranks.on_first(partial(score, annotated=detections is None, ground_truth=ground_truth))
 
 
 def _score(
@@ -87,6 +97,7 @@ def _score(
     boxes_name: str,
     protocol: Protocol,
     annotated: bool,
+    ground_truth: GroundTruth | None,
 ) -> Evaluation:
     skeleton = annotations.skeleton
     boxes = [p.box for p in persons]
@@ -97,17 +108,19 @@ def _score(
         image_ids, keypoints, scores, box_scores, areas, annotations.category_id, skeleton.sigmas
     )
     metrics: dict[str, Any] = {"AP": None, "AR": None}
-    if skeleton.sigmas is not None:
+    if skeleton.sigmas is not None and annotations.persons:
         metrics = dict(coco_metrics(annotations, results))
     found = None
-    if annotated:
+    if annotated and all(p.joints for p in persons):
         joints, visible = np.array([p.joints for p in persons]), np.array([p.visible for p in persons])
         found = pck(keypoints, joints, visible, np.array(boxes), skeleton)
     metrics["PCK@0.2"] = found.value if found else None
     metrics["PCK reference"] = found.reference if found else None
+    if ground_truth is not None:
+        metrics |= pckh_metrics(keypoints, ground_truth)
     metrics |= {"persons": len(persons), "boxes": boxes_name, **protocol.label(skeleton)}
     metrics |= {"input": list(size), "skeleton": skeleton.name}
-    return Evaluation(metrics, results)
+    return Evaluation(metrics, results, keypoints, scores)
 
 
 def estimate_persons(

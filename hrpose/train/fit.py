@@ -455,5 +455,7 @@ def _line(entry: dict[str, Any], recipe: Recipe) -> str:
     parts = [f"epoch {entry['epoch'] + 1}/{recipe.epochs}", loss, f"lr {entry['lr']:.1e}"]
     if entry["images_per_s"]:
         parts.append(f"{entry['images_per_s']:.0f} images/s")
-    parts += [f"{name} {100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2") if entry.get(name) is not None]
+    parts += [
+        f"{name} {100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2", "PCKh@0.5") if entry.get(name) is not None
+    ]
     return ", ".join(parts)

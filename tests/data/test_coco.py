@@ -401,6 +401,40 @@ def test_real_detections(data_root):
 # Boxes by file name, images -------------------------------------------------------------------------------------------
 
 
+def test_images_without_annotations(load):
+    """image_info_test-dev2017.json: images, and categories that name no joints."""
+    data = {"info": {}, "images": valid()["images"], "categories": [{"id": 1, "name": "person"}]}
+    for content in (data, data | {"annotations": []}, {"images": data["images"]}):
+        found = load(content, load_annotations, True)
+        assert (
+            found.skeleton == COCO17 and found.category_id == 1 and found.persons == () and set(found.images) == {0, 7}
+        )
+    with_joints = load({**data, "categories": valid()["categories"]}, load_annotations, True)
+    assert with_joints.skeleton.num_joints == 3 and with_joints.category_id == 1
+    assert load(valid(), load_annotations, True) == load(valid())
+    with pytest.raises(InputError, match="annotations is missing"):
+        load(data)
+    for change, message in (
+        ({"images": []}, "images must hold at least one image"),
+        ({"images": [5]}, "images must be a list of objects"),
+        ({"images": [{"id": 1}]}, "image 1: file_name is missing"),
+        ({"categories": 5}, "categories must be a list of objects, got 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(data | change, load_annotations, True)
+
+
+def test_boxes_of_a_detection_file_by_name(load, tmp_path):
+    (tmp_path / "images.json").write_text(json.dumps({"images": valid()["images"]}))
+    boxes = ((0, 1, 0.9), (0, 1, 0.1), (7, 1, 0.8), (7, 2, 0.9), (8, 1, 0.9))
+    entries = [{"image_id": i, "category_id": c, "bbox": [i, 2, 3, 4], "score": s} for i, c, s in boxes]
+    expected = {"a.jpg": [(0, 2, 3, 4)] * 2, "b.jpg": [(7, 2, 3, 4)]}
+    assert load(entries, load_boxes, tmp_path / "images.json") == expected
+    assert load(entries, load_boxes, tmp_path / "images.json", 0.5) == expected | {"a.jpg": [(0, 2, 3, 4)]}
+    with pytest.raises(InputError, match="got a list; detections need a file that names their images"):
+        load(entries, load_boxes)
+
+
 def test_boxes_by_name(load):
     assert load({"a.jpg": [[1, 2, 3, 4], [5, 6, 7, 8.5]], "b.jpg": []}, load_boxes) == {
         "a.jpg": [(1, 2, 3, 4), (5, 6, 7, 8.5)], "b.jpg": [],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hrpose.data import PoseDataset, load_annotations, load_any, load_mpii, load_mpii_mat
+from hrpose.data.mixture import load_mixture
 from hrpose.errors import InputError
 from hrpose.geometry import apply, box_regions, crop_transforms
 from hrpose.skeleton import MPII16
@@ -268,13 +269,25 @@ def test_test_persons_of_the_original_file(mat):
     assert person.file_name == "d.jpg" and person.image_id == 3 and person.joints == () == person.visible
     assert person.box == (399.5 - 125, 50 + 15 * 1.25 - 125, 250, 250) and found.rectangles == (1,)
     assert found.head_boxes == () and found.left_out == 1  # the third has no place
-    assert found.images[3]["objpos"] == [(40, 50), (400.5, 51), None] and set(found.images) == {3, 4}
+    assert found.images[3]["rectangles"] == [((40, 50), 1.25), ((400.5, 51), 1.25), (None, None)] and set(
+        found.images
+    ) == {3, 4}
 
 
 def test_a_file_of_one_image_and_one_person(mat):
     parts = {"annolist": [image("a.jpg", rectangle(annopoints=struct(point=struct(point(4)))))], "img_train": [1]}
     found = load_mpii_mat(mat(parts | {"single_person": [np.array([[1]])]}), single_person=True)
     assert [p.visible for p in found.persons] == [(0, 0, 0, 0, 2) + (0,) * 11]
+
+
+def test_training_on_the_original_file_says_who_is_left_out(mat, load):
+    path = mat(release())
+    for name in "abcde":
+        (path.parent / f"{name}.jpg").write_bytes(b"")
+    mixture = load_mixture([path], [path.parent])
+    assert len(mixture.persons) == 3 and mixture.summary == "3 persons, 2 left out without scale or centre"
+    with pytest.raises(InputError, match="must hold joints for all persons to train on, is that of a test set"):
+        load([entry(joints=None, joints_vis=None)], lambda path: load_mixture([path], [path.parent]))
 
 
 def test_the_last_of_two_points_counts(mat):

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hrpose.data.coco import load_annotations, load_detections
+from hrpose.data.coco import Annotations, load_annotations, load_detections
 from hrpose.errors import InputError
 from hrpose.eval.coco import (
     METRICS,
@@ -19,6 +19,7 @@ from hrpose.eval.coco import (
     oks_matrix,
     oks_nms,
     person_scores,
+    result_file_name,
     results_from_predictions,
     save_results,
 )
@@ -469,6 +470,17 @@ def test_a_skeleton_without_sigmas_has_no_ap(tmp_path):
     truth.write_text(json.dumps(data))
     with pytest.raises(InputError, match="skeleton 'person-17' has no sigmas; add them to the category to measure AP"):
         coco_metrics(load_annotations(truth), results)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "expected"),
+    [
+        ("a/image_info_test-dev2017.json", "dpn4_64", "person_keypoints_test-dev2017_dpn4-64_results.json"),
+        ("person_keypoints_val2017.json", "ours", "person_keypoints_val2017_ours_results.json"),
+    ],
+)
+def test_the_name_that_the_server_wants(path, name, expected):
+    assert result_file_name(Annotations(path, COCO17, 1, {}, (), {}), name) == expected
 
 
 def test_save_results(tmp_path):
