@@ -123,21 +123,21 @@ def fit(
     model.to(device=device, memory_format=torch.channels_last)
     if recipe.sync_bn and ranks.world > 1:
         share_batch_norm(model)
-    report = report if ranks.first else lambda line: None
+    report, fingerprint = report if ranks.first else lambda line: None, _fingerprint(data)
+    same = ranks.gather((model.hrpose_config, recipe.to_dict(), fingerprint))
+    check(all(other == same[0] for other in same), "fit", "network, recipe and data must be the same on all ranks")
+    network = compiled(with_averaged_gradients(model, ranks, data.size), recipe.compile)
     run = _Run(
-        model, data, recipe, out, _optimizer(model, recipe), Progress(), report, _fingerprint(data), ranks,
+        model, data, recipe, out, _optimizer(model, recipe), Progress(), report, fingerprint, ranks,
         Average(model, recipe.ema_decay) if recipe.ema_decay else None,
         torch.amp.GradScaler("cuda") if step.precision == "fp16" else None,
     )  # fmt: skip
     progress = run.progress
-    same = ranks.gather((model.hrpose_config, recipe.to_dict(), run.fingerprint))
-    check(all(other == same[0] for other in same), "fit", "network, recipe and data must be the same on all ranks")
     if resume:
         run.restore()
     log = ranks.on_first(lambda: run.prepare_folder(resume))
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
-    network = compiled(with_averaged_gradients(model, ranks, data.size), recipe.compile)
 
     kept = memory_kept() if device.type == "cpu" else nullcontext()
     failing = compile_failure_as_input_error(recipe.compile)

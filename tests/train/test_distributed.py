@@ -66,7 +66,7 @@ def test_two_processes_equal_one_in_float64(persons, folder, tmp_path, sync_bn):
     assert difference(alone, network(0, True).state_dict()) > 1e-3  # it has learnt
 
 
-@pytest.mark.parametrize("broken", ["averaging", "stride", "norm"])
+@pytest.mark.parametrize("broken", ["averaging", "stride", pytest.param("norm", marks=pytest.mark.slow)])
 def test_two_processes_would_differ_without(persons, folder, tmp_path, broken):
     """Averaging, strided shares, shared batch norm: each is needed for the test above to hold."""
     norm = broken == "norm"
@@ -94,7 +94,7 @@ def test_batch_that_cannot_be_shared_is_refused(persons, folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_signal_to_one_rank_saves_and_the_resumed_run_is_the_same(persons, folder, tmp_path, world):
     recipe = replace(SIX, epochs=2, drops=(1,)) if world == 3 else TINY
     found = on_ranks(world, stopped_and_resumed, persons, folder, tmp_path, recipe)
@@ -102,6 +102,7 @@ def test_signal_to_one_rank_saves_and_the_resumed_run_is_the_same(persons, folde
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")  # log, last.pt, best.pt
 
 
+@pytest.mark.slow
 def test_running_statistics_are_the_mean_of_all_ranks(persons, folder, tmp_path):
     """After one step: momentum times the mean of what each rank saw of its own share."""
     recipe = replace(TINY, epochs=1, batch_size=14)
@@ -181,6 +182,7 @@ def test_rank_that_is_killed_ends_the_others_with_a_sentence(persons, folder, tm
     assert gone is None and kind is LostRank and time.monotonic() - started < 60
     assert message.startswith("another process of this run has ended or does not answer, its own message says why (")
     assert load_checkpoint(tmp_path / LAST).training["progress"]["epoch"] == 1
+    assert len(train(ALONE, persons, folder, tmp_path, resume=True)[1]) == 3  # one process alone goes on with it
 
 
 def test_ranks_with_unlike_data_are_refused(persons, folder, tmp_path):
