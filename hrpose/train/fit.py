@@ -126,18 +126,19 @@ def fit(
     report = report if ranks.first else lambda line: None
     run = _Run(
         model, data, recipe, out, _optimizer(model, recipe), Progress(), report, _fingerprint(data), ranks,
-        Average(model, recipe.ema_decay) if recipe.ema_decay else None,
         torch.amp.GradScaler("cuda") if step.precision == "fp16" else None,
     )  # fmt: skip
     progress = run.progress
     same = ranks.gather((model.hrpose_config, recipe.to_dict(), run.fingerprint))
     check(all(other == same[0] for other in same), "fit", "network, recipe and data must be the same on all ranks")
+    network = compiled(with_averaged_gradients(model, ranks, data.size), recipe.compile)
+    if recipe.ema_decay:
+        run.average = Average(model, recipe.ema_decay)  # of the weights that all ranks have from here on
     if resume:
         run.restore()
     log = ranks.on_first(lambda: run.prepare_folder(resume))
     if progress.epoch >= recipe.epochs:
         report(f"the run in {out} is complete: all {recipe.epochs} epochs are done")
-    network = compiled(with_averaged_gradients(model, ranks, data.size), recipe.compile)
 
     kept = memory_kept() if device.type == "cpu" else nullcontext()
     failing = compile_failure_as_input_error(recipe.compile)
@@ -181,8 +182,8 @@ class _Run:
     report: Callable[[str], Any]
     fingerprint: str
     ranks: Ranks
-    average: Average | None
     scaler: torch.amp.GradScaler | None
+    average: Average | None = None
     saved_at: float = 0.0
 
     @property

@@ -54,9 +54,14 @@ def difference(some: dict, others: dict) -> float:
 TWO_EPOCHS = replace(TINY, epochs=2, drops=(1,))  # 6 steps
 
 
-@pytest.mark.parametrize("sync_bn", [False, True], ids=["no-norm", "sync-bn"])
-def test_two_processes_equal_one_in_float64(persons, folder, tmp_path, sync_bn):
-    recipe = replace(TWO_EPOCHS, sync_bn=sync_bn)
+OPTIONS = {"accumulate": 2, "ema_decay": 0.9, "clip_norm": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("sync_bn", "options"), [(False, {}), (True, {}), (False, OPTIONS)], ids=["no-norm", "sync-bn", "options"]
+)
+def test_two_processes_equal_one_in_float64(persons, folder, tmp_path, sync_bn, options):
+    recipe = replace(TWO_EPOCHS, sync_bn=sync_bn, **options)
     alone, losses = train(ALONE, persons, folder, tmp_path / "one", recipe, True, sync_bn)
     found = on_ranks(2, train, persons, folder, tmp_path / "two", recipe, True, sync_bn)
     for weights, two_losses in found:
