@@ -30,8 +30,17 @@ def test_every_network_is_named():
 
 
 def test_every_command_in_the_readme_has_these_flags(capsys):
-    commands = re.findall(r"hrpose (demo|predict|train|evaluate|models|bench|doctor)\b([^`\n&]*)", TEXT)
-    assert {name for name, _ in commands} == {"demo", "predict", "train", "evaluate", "models", "bench", "doctor"}
+    commands = re.findall(r"hrpose (demo|predict|train|recipe|evaluate|models|bench|doctor)\b([^`\n&]*)", TEXT)
+    assert {name for name, _ in commands} == {
+        "demo",
+        "predict",
+        "train",
+        "recipe",
+        "evaluate",
+        "models",
+        "bench",
+        "doctor",
+    }
     for name in {name for name, _ in commands}:
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])
