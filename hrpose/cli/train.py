@@ -158,7 +158,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         return score(network, validation, val_images, size, protocol, workers, ranks, truth)
 
     has_sigmas = validation is not None and validation.skeleton.sigmas is not None
-    name = "PCKh@0.5" if truth else "AP" if has_sigmas else "PCK@0.2"
+    name = "PCKh@0.5" if truth is not None else "AP" if has_sigmas else "PCK@0.2"
     entries = fit(
         model,
         data,

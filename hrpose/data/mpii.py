@@ -74,11 +74,12 @@ def load_mpii(path: str | Path) -> MpiiAnnotations:
 
 
 def load_mpii_mat(path: str | Path, split: str = "train", single_person: bool = False) -> MpiiAnnotations:
-    """Read and check the original mpii_human_pose_v1_u12_1.mat, which takes scipy (``pip install 'hrpose[mpii]'``).
+    """Read and check the original mpii_human_pose_v1_u12_1.mat, which takes scipy (``pip install 'hrpose[mpii]'``) and,
+    for its 25,000 images, about a minute.
 
     Args:
         split:         "train": the annotated persons of images with img_train 1. "test": the persons of the other
-                       images whose poses a submission predicts, those in single_person; they have no joints.
+                       images whose poses a submission predicts, those in single_person, published without joints.
         single_person: in training too, only persons far enough from others (RELEASE.single_person).
     A joint is visible where is_visible is 1 or not given, as for all heads, and hidden (1 in ``Person.visible``) where
     it is 0; these are numbers or texts. Where a joint is listed twice the last one counts.

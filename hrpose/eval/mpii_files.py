@@ -43,7 +43,8 @@ def save_predictions(path: str | Path, annotations: Annotations, keypoints: Any,
         write_atomically(path, json.dumps(entries).encode())
         return
     variables: dict[str, Any] = {"preds": points}
-    if isinstance(annotations, MpiiAnnotations) and annotations.rectangles and not annotations.persons[0].joints:
+    unlabelled = not any(person.joints for person in annotations.persons)
+    if isinstance(annotations, MpiiAnnotations) and annotations.rectangles and unlabelled:
         variables["pred"] = _for_server(annotations, points)
     write_mat(path, variables)
 
