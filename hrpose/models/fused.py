@@ -38,7 +38,8 @@ class Fused(nn.Module):
         where = type(self).__name__
         if self.training:
             raise InputError(f"{where}: mode must be eval(), got train(): batch norm is folded into the weights")
-        values = [getattr(self, name) for name in self.fields]
+        buffers = self._buffers  # getattr finds them last, after a search
+        values = [buffers[name] if name in buffers else getattr(self, name) for name in self.fields]
         if values[0].dtype != self.dtype:
             raise InputError(f"{where}: dtype must stay {self.dtype}, got {values[0].dtype}: convert, then optimize")
         return values

@@ -34,21 +34,18 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native module does not load: {error} ({HOW_TO_GET_IT})"
 
 
-def _find_observers() -> tuple[Callable[[], object], ...]:
-    """Functions that answer false while nobody watches which ops run; torch has no public ones."""
+def _find_observers() -> Callable[[], object]:
+    """A function that answers false while nobody watches which ops run; torch has no public one."""
     try:
-        return (
-            torch._C._len_torch_dispatch_stack,
-            torch._C._len_torch_function_stack,
-            torch._C._functorch.peek_interpreter_stack,
-            torch._C._get_tracing_state,
-            torch._C._autograd._profiler_enabled,
-        )
+        modes, overrides = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+        transforms, tracer = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+        profiler = torch._C._autograd._profiler_enabled
     except AttributeError:  # a torch that calls them otherwise: be watched, always
-        return (lambda: True,)
+        return lambda: True
+    return lambda: modes() or overrides() or transforms() or tracer() or profiler()
 
 
-_observers = _find_observers()
+_observed = _find_observers()
 _native, _why_not_native = _load()
 _isa: str | None = None  # chosen on first use, so that a wrong HRPOSE_ISA cannot break `import hrpose`
 
@@ -182,14 +179,11 @@ def unobserved(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    for tensor in tensors:
+    for tensor in tensors:  # a loop, not any(): this is there for speed
         # is_neg: torch's dispatcher, not the memory, knows the sign of what `x.conj().imag` gives
         if tensor is not None and (type(tensor) is not Tensor or tensor.is_neg()):
             return False
-    for observer in _observers:  # loops, not any(): this is there for speed
-        if observer():
-            return False
-    return True
+    return not _observed()
 
 
 def huge(size: int) -> Tensor:

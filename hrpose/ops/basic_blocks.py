@@ -65,7 +65,7 @@ def basic_blocks(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
     x = checked_maps(x, packed.weights.shape[2], packed.weights, WHERE)
     if not kernel_takes(x) or (torch.is_grad_enabled() and x.requires_grad):
         return _reference(x, *packed)
-    return (_basic_blocks_cpu if _ext.unobserved(x) else torch.ops.hrpose.basic_blocks)(x, *packed)
+    return (_launch if _ext.unobserved(x) else torch.ops.hrpose.basic_blocks)(x, *packed)
 
 
 def basic_blocks_reference(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
@@ -82,8 +82,11 @@ def _reference(x: Tensor, weights: Tensor, biases: Tensor, panels: Tensor, tile:
 
 
 def _basic_blocks_cpu(x: Tensor, weights: Tensor, biases: Tensor, panels: Tensor, tile: int) -> Tensor:
-    if not kernel_takes(x):
-        return _reference(x, weights, biases, panels, tile)
+    # An exported graph may run where there is no kernel.
+    return (_launch if kernel_takes(x) else _reference)(x, weights, biases, panels, tile)
+
+
+def _launch(x: Tensor, weights: Tensor, biases: Tensor, panels: Tensor, tile: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     result = _basic_blocks_fake(x, weights, biases, panels, tile)
     if not result.numel():

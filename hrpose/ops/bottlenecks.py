@@ -1,5 +1,6 @@
 """A chain of residual bottlenecks at inference, fused: packed weights, the op, its reference."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -225,7 +226,7 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
     kernel = packed.layout == "fragments" if x.is_cuda else kernel_takes(x)
     if not kernel or wants_grad:
         return _reference(x, *packed)
-    run = _bottlenecks_cpu if x.is_cpu and _ext.unobserved(x) else torch.ops.hrpose.bottlenecks
+    run = _launch if x.is_cpu and _ext.unobserved(x) else torch.ops.hrpose.bottlenecks
     return run(x, *packed)
 
 
@@ -256,16 +257,23 @@ def _bottlenecks_cpu(
     x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
     project: bool, stride: int, dilations: Sequence[int], layout: str,
 ) -> Tensor:  # fmt: skip
-    if layout != "panels" or not kernel_takes(x):
-        return _reference(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
+    # An exported graph may run where there is no kernel.
+    run = _launch if layout == "panels" and kernel_takes(x) else _reference
+    return run(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
+
+
+def _launch(
+    x: Tensor, weights: Tensor, biases: Tensor, winograd: Tensor, in_channels: int, mid: int, out: int,
+    project: bool, stride: int, dilations: Sequence[int], layout: str,
+) -> Tensor:  # fmt: skip
     n, _, h, w = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     result = _bottlenecks_fake(x, weights, biases, winograd, in_channels, mid, out, project, stride, dilations, layout)
     if not result.numel():
         return result
-    products = x.numel() // in_channels * mid * (in_channels + 9 * mid + out) * len(dilations)
+    products = n * h * w * mid * (in_channels + 9 * mid + out) * len(dilations)
     threads = torch.get_num_threads() if products > PARALLEL_ABOVE else 1
-    tensors = [x, result, weights.contiguous(), biases.contiguous(), winograd.contiguous(), torch.tensor(dilations)]
+    tensors = [x, result, weights.contiguous(), biases.contiguous(), winograd.contiguous(), _int64(tuple(dilations))]
     addresses = [t.data_ptr() for t in tensors]  # 0 for a tensor without values
     sizes = (n, h, w, in_channels, mid, out, len(dilations), stride, x.dtype == torch.bfloat16)
     sizes += (project, threads)
@@ -273,6 +281,11 @@ def _bottlenecks_cpu(
     _memory, at = _ext.workspace(kernels.bottlenecks_workspace(*addresses, 0, *sizes))
     kernels.bottlenecks_fwd(*addresses, at, *sizes)
     return result
+
+
+@functools.lru_cache
+def _int64(values: tuple[int, ...]) -> Tensor:
+    return torch.tensor(values)
 
 
 def _bottlenecks_cuda(

@@ -97,8 +97,8 @@ def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tenso
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad))
     if wants_grad or not kernel_takes(x):
         return _reference(x, packed.weight, packed.bias, packed.panels, residual, *packed[3:])
-    call = _conv_cpu if _ext.unobserved(x, residual) else torch.ops.hrpose.conv
-    return call(x, packed.weight, packed.bias, packed.panels, residual, *packed[3:])
+    run = _launch if _ext.unobserved(x, residual) else torch.ops.hrpose.conv
+    return run(x, packed.weight, packed.bias, packed.panels, residual, *packed[3:])
 
 
 def conv_reference(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tensor:
@@ -128,8 +128,14 @@ def _reference(
 def _conv_cpu(
     x: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, residual: Tensor | None, stride: int, tile: int, relu: bool
 ) -> Tensor:
-    if not kernel_takes(x):
-        return _reference(x, weight, bias, panels, residual, stride, tile, relu)
+    # An exported graph may run where there is no kernel.
+    run = _launch if kernel_takes(x) else _reference
+    return run(x, weight, bias, panels, residual, stride, tile, relu)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, residual: Tensor | None, stride: int, tile: int, relu: bool
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     result = _conv_fake(x, weight, bias, panels, residual, stride, tile, relu)

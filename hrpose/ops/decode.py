@@ -217,7 +217,7 @@ def _launch(
     n, k, h, w = heatmaps.shape
     if h * w > MAX_MAP or (heatmaps.is_cuda and (n * k > MAX_MAPS or k > MAX_JOINTS)):
         return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
-    if heatmaps.is_cpu:
+    if heatmaps.dtype != torch.float32 and heatmaps.is_cpu:
         heatmaps, flipped = _wide(heatmaps), _wide(flipped)
     heatmaps = heatmaps.contiguous()
     mirrors = affines = 0  # null pointers
@@ -227,7 +227,8 @@ def _launch(
     if transforms is not None:
         transforms = transforms.double().contiguous()
         affines = transforms.data_ptr()
-    keypoints, scores = _decode_fake(heatmaps, flipped, perm, shift, quarter, transforms)
+    keypoints = heatmaps.new_empty((n, k, 2), dtype=torch.float32)
+    scores = heatmaps.new_empty((n, k), dtype=torch.float32)
     maps, results = heatmaps.data_ptr(), (keypoints.data_ptr(), scores.data_ptr())
     if heatmaps.is_cpu:
         permutation = None if flipped is None else _int32(tuple(perm))

@@ -24,8 +24,9 @@ def checked_maps(x: Tensor, channels: int, weights: Tensor, where: str, name: st
     """x as a tensor. Raises: InputError unless it is (N, channels, H, W), H, W >= 1, of the dtype and on the device of
     the weights."""
     x = _ext.to_tensor(x, where, name, weights)
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] < 1 or x.shape[3] < 1:
-        check(False, where, f"{name} must be (N, {channels}, H, W) with H, W >= 1, got {tuple(x.shape)}")
+    shape = x.shape
+    if len(shape) != 4 or shape[1] != channels or shape[2] < 1 or shape[3] < 1:
+        check(False, where, f"{name} must be (N, {channels}, H, W) with H, W >= 1, got {tuple(shape)}")
     if x.dtype != weights.dtype or x.device != weights.device:
         kind, got = (f"{t.dtype} on {t.device}" for t in (weights, x))
         check(False, where, f"{name} must be {kind} like the packed weights, got {got}")
@@ -34,9 +35,10 @@ def checked_maps(x: Tensor, channels: int, weights: Tensor, where: str, name: st
 
 def strided_sizes(x: Tensor, stride: int) -> tuple[int, int]:
     """ceil(H / stride), ceil(W / stride) of maps (N, C, H, W)."""
-    return 1 + (x.shape[2] - 1) // stride, 1 + (x.shape[3] - 1) // stride
+    _, _, h, w = x.shape
+    return (h, w) if stride == 1 else (1 + (h - 1) // stride, 1 + (w - 1) // stride)
 
 
 def new_maps(x: Tensor, channels: int, h: int, w: int) -> Tensor:
     """Uninitialised (N, channels, h, w), channels_last, with the N, dtype and device of x."""
-    return x.new_empty((x.shape[0], h, w, channels)).permute(0, 3, 1, 2)
+    return x.new_empty_strided((x.shape[0], channels, h, w), (h * w * channels, 1, w * channels, channels))

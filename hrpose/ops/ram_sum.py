@@ -20,6 +20,7 @@ PART_VALUES, MAX_PARTS = 2048, 512
 PARALLEL_ABOVE = 2 * 32 * 64 * 48
 STEP_VALUES = 512  # shorter rows are computed several at once, so that starting costs less than the work
 MAX_STEP = 8  # kMaxLines in csrc/cpu/ram_sum.inl
+FLOAT_BYTES = 4
 
 
 def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolation: str = "nearest") -> Tensor:
@@ -54,7 +55,7 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         return _reference(tensors, weights, factors, bilinear)
     if torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, weights) if t is not None]):
         return _RamSum.apply(weights, factors, bilinear, *tensors)
-    run = _fwd_any if _ext.unobserved(*tensors, weights) else _fwd
+    run = _launch if _ext.unobserved(*tensors, weights) else _fwd
     return run(tensors, weights, factors, bilinear)
 
 
@@ -80,7 +81,7 @@ def _checked(
         if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in FLOATS:
             raise InputError(f"{WHERE}: inputs[{h}] must be {TENSOR}, got {_kind(x)}")
         shapes.append(shape := x.shape)
-        if len(shape) != 4 or 0 in shape[1:]:
+        if len(shape) != 4 or not (shape[1] and shape[2] and shape[3]):
             raise InputError(f"{WHERE}: inputs[{h}] must be (N, C, H, W) with C, H, W >= 1, got {tuple(shape)}")
         height, width = max(height, shape[2]), max(width, shape[3])
 
@@ -193,9 +194,14 @@ def _adjoint(g: Tensor, factor: int, bilinear: bool) -> Tensor:
 
 def _fwd_any(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
     full = inputs[factors.index(1)]
-    form = _memory_format(full)
     if not _has_kernel(full, factors):  # a graph of torch.compile, run without the native module
-        return _reference(inputs, weights, factors, bilinear).contiguous(memory_format=form)
+        return _reference(inputs, weights, factors, bilinear).contiguous(memory_format=_memory_format(full))
+    return _launch(inputs, weights, factors, bilinear)
+
+
+def _launch(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bilinear: bool) -> Tensor:
+    full = inputs[factors.index(1)]
+    form = _memory_format(full)
     out = torch.empty_like(full, memory_format=form)
     inputs = [x.contiguous(memory_format=form) for x in inputs]
     weights = None if weights is None else weights.contiguous()
@@ -213,13 +219,13 @@ def _fwd_any(inputs: list[Tensor], weights: Tensor | None, factors: list[int], b
     step = max(1, min(h, MAX_STEP, STEP_VALUES // (w * c)))
     room = w * c * (step + (step + 1) * len(factors))
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
-    workspace = torch.empty(threads * room)
+    _memory, workspace = _ext.workspace(threads * room * FLOAT_BYTES)
     _ext.kernels().ram_sum_fwd(
         [x.data_ptr() for x in inputs],
         factors,
         0 if weights is None else weights.data_ptr(),
         out.data_ptr(),
-        workspace.data_ptr(),
+        workspace,
         *(room, n, h, w, c, share, step, bilinear, out.dtype == torch.bfloat16, threads),
     )
     return out
@@ -256,7 +262,7 @@ def _bwd_any(
         return grads
     room = w * c * (h + 2) + sum([h // f * (w // f) * c for f in factors if f > 1])
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
-    workspace = torch.empty(threads * room)
+    _memory, workspace = _ext.workspace(threads * room * FLOAT_BYTES)
     products = torch.empty((n, len(factors)), dtype=torch.float64)
     _ext.kernels().ram_sum_bwd(
         grad.data_ptr(),
@@ -266,7 +272,7 @@ def _bwd_any(
         0 if weights is None else weights.data_ptr(),
         [g.data_ptr() for g in grads[: len(factors)]],
         products.data_ptr(),
-        workspace.data_ptr(),
+        workspace,
         *(room, n, h, w, c, share, bilinear, out.dtype == torch.bfloat16, threads),
     )
     if weights is not None:

@@ -81,7 +81,7 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
     images = checked_maps(images, 3, packed.weight, WHERE, "images")
     if not kernel_takes(images) or (torch.is_grad_enabled() and images.requires_grad):
         return _reference(images, *packed)
-    return (_stem_cpu if _ext.unobserved(images) else torch.ops.hrpose.stem)(images, *packed)
+    return (_launch if _ext.unobserved(images) else torch.ops.hrpose.stem)(images, *packed)
 
 
 def stem_reference(images: Tensor, packed: PackedStem) -> Tensor:
@@ -96,8 +96,11 @@ def _reference(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, str
 
 
 def _stem_cpu(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, stride: int, pool: bool) -> Tensor:
-    if not kernel_takes(images):
-        return _reference(images, weight, bias, panels, stride, pool)
+    # An exported graph may run where there is no kernel.
+    return (_launch if kernel_takes(images) else _reference)(images, weight, bias, panels, stride, pool)
+
+
+def _launch(images: Tensor, weight: Tensor, bias: Tensor, panels: Tensor, stride: int, pool: bool) -> Tensor:
     result = _stem_fake(images, weight, bias, panels, stride, pool)
     if not result.numel():
         return result

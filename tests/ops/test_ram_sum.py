@@ -11,6 +11,8 @@ import torch
 from hrpose.errors import InputError
 from hrpose.ops import _ext, ram_sum, ram_sum_reference
 
+pytestmark = pytest.mark.usefixtures("fenced_workspace")
+
 # N, C, H, W and the factors of the inputs. The first three are HRNet's outputs 0, 1 and 2.
 CASES = [
     (1, 32, 16, 24, (1, 2, 4, 8)),
