@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hrpose.data.appearance import show
-from hrpose.data.augment import Augmentation, plain_view, random_view
+from hrpose.data.augment import Augmentation, View, plain_view, random_view, reach
 from hrpose.data.coco import Person
 from hrpose.errors import InputError, check
 from hrpose.geometry import PADDING, as_size, box_regions
@@ -30,19 +31,42 @@ class Sample(NamedTuple):
     person: Tensor
 
 
-def load_image(person: Person, folder: str | Path) -> np.ndarray:
-    """The image of a person, (H, W, 3) uint8 RGB, as stored: annotations do not know of its EXIF orientation.
+class Shot(NamedTuple):
+    """What a sample is made of. image: (h, w, 3) uint8 RGB, the part of the picture that the person's views can show.
+    view: of that part, so its transform starts from the part's pixels. person: position in the data set's list."""
+
+    image: np.ndarray
+    view: View
+    person: int
+
+
+class Window(NamedTuple):
+    """A part of a picture: image (h, w, 3) uint8 RGB, at left, top in the picture, which is image_width pixels wide."""
+
+    image: np.ndarray
+    left: int
+    top: int
+    image_width: int
+
+
+def load_image(
+    person: Person, folder: str | Path, part: Callable[[int, int], tuple[int, int, int, int]] | None = None
+) -> np.ndarray:
+    """The image of a person, (H, W, 3) uint8 RGB, as stored: annotations do not know of its EXIF orientation. `part` is
+    that of ``read_image``.
 
     Raises: InputError if it cannot be read or has another size than the annotation file states, since then the boxes
         and joints lie elsewhere.
     """
     path = Path(folder) / person.file_name
-    image = read_image(path, exif=False)
-    found = image.shape[1], image.shape[0]
-    if person.image_size not in (None, found):
-        stated = "{}x{}".format(*person.image_size)
-        raise InputError(f"image {path}: must be {stated}, as its annotations state, is {found[0]}x{found[1]}")
-    return image
+
+    def checked(width: int, height: int) -> tuple[int, int, int, int]:
+        if person.image_size not in (None, (width, height)):
+            stated = "{}x{}".format(*person.image_size)
+            raise InputError(f"image {path}: must be {stated}, as its annotations state, is {width}x{height}")
+        return part(width, height) if part else (0, 0, width, height)
+
+    return read_image(path, exif=False, part=checked)
 
 
 class PoseDataset(Dataset[Sample]):
@@ -74,32 +98,93 @@ class PoseDataset(Dataset[Sample]):
         self.persons, self.folder, self.skeleton = persons, Path(folder), skeleton
         self.size = as_size(size, "PoseDataset: size")
         self.augmentation, self.seed, self.padding = augmentation, seed, padding
+        centers, extents = box_regions([p.box for p in persons], self.size, padding)
+        self._centers, self._extents = centers.numpy(), extents.numpy()
 
     def __len__(self) -> int:
         return len(self.persons)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
+        image, view, index = self.shot(key)
+        shown = show(image, view.transform, self.size, view.factors, view.hole)
+        return Sample(shown, view.joints.float(), view.visible.float(), torch.tensor(index))
+
+    def shot(self, key: tuple[int, int]) -> Shot:
+        """What sample `key` is made of, before its image is cropped and its colours are changed."""
         # A plain index, which PyTorch's own samplers give, would repeat the same augmentation in every epoch.
         valid = isinstance(key, tuple) and len(key) == 2
         check(valid, "PoseDataset", f"key must be (epoch, index), as EpochBatches gives, got {key!r}")
         epoch, index = key
-        person, k = self.persons[index], self.skeleton.num_joints
-        valid = len(person.joints) == k and len(person.visible) == k
-        check(valid, f"annotation {person.annotation_id}", f"must have {k} joints, has {len(person.joints)}")
-        image = load_image(person, self.folder)
-        centers, extents = box_regions([person.box], self.size, self.padding)
-        region = centers[0], extents[0]
-        joints = torch.tensor(person.joints, dtype=torch.float64)
-        visible = torch.tensor(person.visible)
+        region, joints, visible = self._person(index)
+        window = self.window(index)
         if self.augmentation is None:
             view = plain_view(region, joints, visible, self.size)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
-            view = random_view(
-                region, joints, visible, image.shape[1], self.size, self.skeleton, self.augmentation, rng
-            )
-        crop = show(image, view.transform, self.size, view.factors, view.hole)
-        return Sample(crop, view.joints.float(), view.visible.float(), torch.tensor(index))
+            width, skeleton = window.image_width, self.skeleton
+            view = random_view(region, joints, visible, width, self.size, skeleton, self.augmentation, rng)
+        transform = view.transform.numpy()
+        transform[:, 2] += transform[:, :2] @ np.array([window.left, window.top], np.float64)
+        return Shot(window.image, view, index)
+
+    def window(self, index: int) -> Window:
+        """The part of a person's image that their views can show. Less is converted than the whole, less is kept."""
+        person = self.persons[index]
+        region, joints, visible = self._person(index)
+        left, top, right, bottom = reach(region, joints, visible, self.size, self.skeleton, self.augmentation)
+        found: list[int] = []
+
+        def part(width: int, height: int) -> tuple[int, int, int, int]:
+            # A crop reads the pixels on either side of a point. One pixel at least is left of every picture.
+            x0, x1 = _within(left, right, width)
+            y0, y1 = _within(top, bottom, height)
+            found[:] = x0, y0, width
+            return x0, y0, x1, y1
+
+        return Window(load_image(person, self.folder, part), *found)
+
+    def _person(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+        """Region, joints (K, 2) and visibility (K,) of a person."""
+        person, k = self.persons[index], self.skeleton.num_joints
+        valid = len(person.joints) == k and len(person.visible) == k
+        check(valid, f"annotation {person.annotation_id}", f"must have {k} joints, has {len(person.joints)}")
+        return (
+            (self._centers[index], self._extents[index]),
+            np.array(person.joints, np.float64),
+            np.array(person.visible),
+        )
+
+
+def _within(low: float, high: float, length: int) -> tuple[int, int]:
+    """The pixels of 0..length - 1 that a span of points is interpolated from, as first and last + 1."""
+    first = min(max(math.floor(low) - 1, 0), length - 1)
+    return first, max(min(math.ceil(high) + 2, length), first + 1)
+
+
+class Batches(Dataset[Sample]):
+    """The same samples in batches; keys are lists of (epoch, index), what ``EpochBatches`` gives. Each crop is written
+    to its place in the batch, where ``collate`` would copy it to."""
+
+    def __init__(self, data: PoseDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Sample:
+        size = self.data.size
+        images = torch.empty(len(keys), 3, size[1], size[0])
+        views = []
+        for key, out in zip(keys, images, strict=True):
+            image, view, _ = self.data.shot(key)
+            show(image, view.transform, size, view.factors, view.hole, out)
+            views.append(view)
+        return Sample(images, *labels(views), torch.tensor([index for _, index in keys]))
+
+
+def labels(views: Sequence[View]) -> tuple[Tensor, Tensor]:
+    """Joints (N, K, 2) and visibility (N, K) of a batch, float32."""
+    return torch.stack([v.joints for v in views]).float(), torch.stack([v.visible for v in views]).float()
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

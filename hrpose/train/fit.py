@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hrpose.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
-from hrpose.data.dataset import EpochBatches, PoseDataset, collate
+from hrpose.data.dataset import Batches, EpochBatches, PoseDataset
 from hrpose.data.loading import dead_worker_as_input_error, load
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import check_model
@@ -314,7 +314,7 @@ def _train_epoch(
     batches = EpochBatches(
         len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step, ranks.rank, ranks.world
     )
-    loaded = load(run.data, workers, collate, batch_sampler=batches, pin_memory=device.type == "cuda")
+    loaded = load(Batches(run.data), workers, sampler=batches, batch_size=None, pin_memory=device.type == "cuda")
     statistics = BufferCopy(run.model)
     shared = None if recipe.sync_bn else SharedStatistics(run.model, ranks)
     network.train()
