@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from hrpose.data.appearance import show
 from hrpose.data.augment import Augmentation, View, plain_view, random_view, reach
 from hrpose.data.coco import Person
+from hrpose.data.window import Window, WindowFile
 from hrpose.errors import InputError, check
 from hrpose.geometry import PADDING, as_size, box_regions
 from hrpose.image import read_image
@@ -38,15 +39,6 @@ class Shot(NamedTuple):
     image: np.ndarray
     view: View
     person: int
-
-
-class Window(NamedTuple):
-    """A part of a picture: image (h, w, 3) uint8 RGB, at left, top in the picture, which is image_width pixels wide."""
-
-    image: np.ndarray
-    left: int
-    top: int
-    image_width: int
 
 
 def load_image(
@@ -80,6 +72,7 @@ class PoseDataset(Dataset[Sample]):
         augmentation: None for plain crops.
         seed:         of all random draws, >= 0. Sample (epoch, index) draws from a generator seeded with (seed, epoch,
                       index), so the number of worker processes and the order of loading change nothing.
+    `windows`, if set, holds pixels that were decoded before (``cache_pixels``), which changes nothing either.
     Raises: InputError for a size or seed out of range; when a sample is taken, for a key that is no such pair, a person
         of another number of joints, or an image that is missing, damaged or of another size than the file states.
     """
@@ -99,6 +92,7 @@ class PoseDataset(Dataset[Sample]):
         self.size = as_size(size, "PoseDataset: size")
         self.augmentation, self.seed, self.padding = augmentation, seed, padding
         centers, extents = box_regions([p.box for p in persons], self.size, padding)
+        self.windows: WindowFile | None = None
         self._centers, self._extents = centers.numpy(), extents.numpy()
 
     def __len__(self) -> int:
@@ -129,19 +123,29 @@ class PoseDataset(Dataset[Sample]):
 
     def window(self, index: int) -> Window:
         """The part of a person's image that their views can show. Less is converted than the whole, less is kept."""
-        person = self.persons[index]
-        region, joints, visible = self._person(index)
-        left, top, right, bottom = reach(region, joints, visible, self.size, self.skeleton, self.augmentation)
+        kept = None if self.windows is None else self.windows.window(index)
+        if kept is not None:
+            return kept
         found: list[int] = []
 
         def part(width: int, height: int) -> tuple[int, int, int, int]:
-            # A crop reads the pixels on either side of a point. One pixel at least is left of every picture.
-            x0, x1 = _within(left, right, width)
-            y0, y1 = _within(top, bottom, height)
-            found[:] = x0, y0, width
-            return x0, y0, x1, y1
+            box = self._reached(index, width, height)
+            found[:] = box[0], box[1], width
+            return box
 
-        return Window(load_image(person, self.folder, part), *found)
+        return Window(load_image(self.persons[index], self.folder, part), *found)
+
+    def cut(self, index: int, image: np.ndarray) -> Window:
+        """``window`` of a person whose whole image is at hand."""
+        height, width = image.shape[:2]
+        left, top, right, bottom = self._reached(index, width, height)
+        return Window(image[top:bottom, left:right], left, top, width)
+
+    def _reached(self, index: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of the pixels, of an image of this size, that a person's views are made of."""
+        left, top, right, bottom = reach(*self._person(index), self.size, self.skeleton, self.augmentation)
+        (x0, x1), (y0, y1) = _within(left, right, width), _within(top, bottom, height)
+        return x0, y0, x1, y1
 
     def _person(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
         """Region, joints (K, 2) and visibility (K,) of a person."""
@@ -156,7 +160,7 @@ class PoseDataset(Dataset[Sample]):
 
 
 def _within(low: float, high: float, length: int) -> tuple[int, int]:
-    """The pixels of 0..length - 1 that a span of points is interpolated from, as first and last + 1."""
+    """The pixels of 0..length - 1 that a span of points is interpolated from, as first and last + 1; one at least."""
     first = min(max(math.floor(low) - 1, 0), length - 1)
     return first, max(min(math.ceil(high) + 2, length), first + 1)
 
