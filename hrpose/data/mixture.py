@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hrpose.data.coco import Annotations, Person, check_images, load_annotations
+from hrpose.data.coco import Annotations, Person, check_images
+from hrpose.data.formats import load_any
 from hrpose.errors import check
 from hrpose.skeleton import Skeleton
 
@@ -23,16 +24,16 @@ class Mixture:
 
 
 def load_mixture(files: Sequence[str | Path], folders: Sequence[str | Path]) -> Mixture:
-    """Read COCO keypoint files, each with the folder of its images, to train on all of them at once.
+    """Read annotation files (COCO or MPII), each with the folder of its images, to train on all of them at once.
 
     The first decides on the joints. Those of the others are matched by name: what a file does not label is unlabelled
     in all its persons, what the first does not know is dropped, and so is a person of whom nothing is left. A file
     that is given twice counts twice.
-    Raises: InputError as ``load_annotations`` and ``check_images`` do, and for a file without a joint of the first.
+    Raises: InputError as ``load_any`` and ``check_images`` do, and for a file without a joint of the first.
     """
     sets = []
     for file, folder in zip(files, folders, strict=True):
-        sets.append(load_annotations(file))
+        sets.append(load_any(file))
         check_images((p.file_name for p in sets[-1].persons), folder)
     first = sets[0]
     if len(sets) == 1:
