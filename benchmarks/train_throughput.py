@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, run in contenders.items():
                 measured[name].append(run())
+                print(f"{name}: {measured[name][-1]:.0f}", file=sys.stderr, flush=True)
         report(options.part, measured, mean_kilobytes(annotations, folder))
 
 

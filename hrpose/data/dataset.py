@@ -99,8 +99,12 @@ class PoseDataset(Dataset[Sample]):
         return len(self.persons)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return self.sample(key)
+
+    def sample(self, key: tuple[int, int], out: Tensor | None = None) -> Sample:
+        """Sample `key`; its image is written to `out`, (3, H, W) float32, where given."""
         image, view, index = self.shot(key)
-        shown = show(image, view.transform, self.size, view.factors, view.hole)
+        shown = show(image, view.transform, self.size, view.factors, view.hole, out)
         return Sample(shown, view.joints.float(), view.visible.float(), torch.tensor(index))
 
     def shot(self, key: tuple[int, int]) -> Shot:
@@ -178,17 +182,9 @@ class Batches(Dataset[Sample]):
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Sample:
         size = self.data.size
         images = torch.empty(len(keys), 3, size[1], size[0])
-        views = []
-        for key, out in zip(keys, images, strict=True):
-            image, view, _ = self.data.shot(key)
-            show(image, view.transform, size, view.factors, view.hole, out)
-            views.append(view)
-        return Sample(images, *labels(views), torch.tensor([index for _, index in keys]))
-
-
-def labels(views: Sequence[View]) -> tuple[Tensor, Tensor]:
-    """Joints (N, K, 2) and visibility (N, K) of a batch, float32."""
-    return torch.stack([v.joints for v in views]).float(), torch.stack([v.visible for v in views]).float()
+        samples = [self.data.sample(key, out) for key, out in zip(keys, images, strict=True)]
+        _, *rest = zip(*samples, strict=True)
+        return Sample(images, *map(torch.stack, rest))
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

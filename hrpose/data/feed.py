@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hrpose.data.appearance import show
-from hrpose.data.dataset import Batches, PoseDataset, Sample, labels
+from hrpose.data.dataset import Batches, PoseDataset, Sample
 from hrpose.data.loading import load
 
 
@@ -75,7 +75,8 @@ class PixelBatches(Dataset[PixelBatch]):
             torch.stack([view.transform for view in views]),
             torch.tensor([view.factors for view in views], dtype=torch.float64),
             torch.tensor([view.hole for view in views]),
-            *labels(views),
+            torch.stack([view.joints for view in views]).float(),
+            torch.stack([view.visible for view in views]).float(),
             torch.tensor(persons),
         )
 

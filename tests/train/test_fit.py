@@ -544,10 +544,10 @@ def test_broken_image_is_one_sentence(persons, folder, tmp_path, workers):
 class DyingDataset(PoseDataset):
     """Its worker process dies of the second batch, as one does that the system kills for its memory."""
 
-    def __getitem__(self, key):
+    def sample(self, key, out=None):
         if key[1] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(key)
+        return super().sample(key, out)
 
 
 def test_worker_that_is_killed_is_one_sentence(persons, folder, tmp_path):
@@ -591,8 +591,8 @@ class Poisoned(PoseDataset):
 
     bad: frozenset[int] = frozenset()
 
-    def __getitem__(self, key):
-        sample = super().__getitem__(key)
+    def sample(self, key, out=None):
+        sample = super().sample(key, out)
         if key[1] in self.bad:
             sample.image[0, 0, 0] = float("inf")
         return sample
