@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +98,15 @@ def region_transform(center: Tensor, width_img: Tensor, angle_deg: Tensor, size:
     linear = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
     middle = center.new_tensor([size[0] * 0.5, size[1] * 0.5])
     return torch.cat([linear, (middle - (linear @ center[:, :, None])[:, :, 0])[:, :, None]], 2)
+
+
+def region_matrix(center: Sequence[float], width_img: float, angle_deg: float, size: tuple[int, int]) -> np.ndarray:
+    """``region_transform`` of one region, in plain numbers: (2, 3) float64. A training sample needs one at a time, for
+    which a dozen calls of torch take longer than the crop."""
+    scale, angle = size[0] / width_img, math.radians(angle_deg)
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    x, y = center
+    return np.array([[cos, sin, size[0] * 0.5 - (cos * x + sin * y)], [-sin, cos, size[1] * 0.5 - (cos * y - sin * x)]])
 
 
 def crop_transforms(boxes: Any, size: tuple[int, int], padding: float = PADDING) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from hrpose.errors import InputError, check
 MAX_PIXELS = 178_956_970
 
 
-def read_image(path: str | Path, exif: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | Path,
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    part: Callable[[int, int], tuple[int, int, int, int]] | None = None,
+) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB; of an animation the first picture.
 
     Args:
@@ -24,6 +30,8 @@ def read_image(path: str | Path, exif: bool = True, max_pixels: int = MAX_PIXELS
         exif:       turn the picture upright as its EXIF orientation says. Off for annotated data sets: their
                     coordinates refer to the stored pixels.
         max_pixels: refuse larger images. For more than the default, PIL.Image.MAX_IMAGE_PIXELS must be raised too.
+        part:       given the picture's width and height, what to return of it: left, top, right, bottom within it, the
+                    last two excluded. None: all.
     Other modes are converted as ``to_rgb`` says. Safe to call from several threads.
     Raises: InputError naming the file and what is wrong with it.
     """
@@ -37,7 +45,12 @@ def read_image(path: str | Path, exif: bool = True, max_pixels: int = MAX_PIXELS
             image.load()
             if exif:
                 image = ImageOps.exif_transpose(image)
-            return to_rgb(image, where)
+            if part is None:
+                return to_rgb(image, where)
+            box = left, top, right, bottom = part(*image.size)
+            if image.mode == "RGB" and "transparency" not in image.info:  # what is cut off need not be converted
+                return to_rgb(image if box == (0, 0, *image.size) else image.crop(box), where)
+            return np.ascontiguousarray(to_rgb(image, where)[top:bottom, left:right])
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -75,7 +88,7 @@ def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.ascontiguousarray(image.convert("RGB"))
+        return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:
         raise InputError(f"{where}: cannot be converted from {image.mode} to RGB ({error})") from error
 

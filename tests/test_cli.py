@@ -123,6 +123,15 @@ def test_a_newcomers_own_joints_from_training_to_pictures(data, tmp_path, capsys
             assert picture.size == (entry["width"], entry["height"]) == (48, 48)
 
 
+def test_training_from_a_cache_changes_nothing_but_speed(data, tmp_path, capsys):
+    for name, more in (("plain", []), ("cached", ["--cache", f"{tmp_path}/cache"])):
+        assert main(train_command(data, tmp_path / name, *more)) == 0
+    said = capsys.readouterr().out
+    assert f"cache: decoding 10 persons into {tmp_path}/cache\ncache: 10 of 10 persons, 0.00 GB, made in" in said
+    plain, cached = (load_checkpoint(tmp_path / name / "last.pt") for name in ("plain", "cached"))
+    assert digest([plain.weights, plain.training]) == digest([cached.weights, cached.training])
+
+
 def test_training_on_two_data_sets(data, tmp_path, capsys):
     other = write_data(tmp_path, "other", 5, keypoints=["tail", "beak", "tip", "eye", "foot"])
     more = ["--data", str(other), "--images", f"{tmp_path}/other"]
@@ -347,6 +356,9 @@ MISTAKES = [
     ("train", "--epochs 0", "--epochs: must be > 0, got 0"),
     ("train", "--epochs -3", "--epochs: must be > 0, got -3"),
     ("train", "--workers -1", "--workers: must be >= 0, got -1"),
+    ("train", "--cache-gb 0 --cache x", "--cache-gb: must be finite and > 0, got 0.0"),
+    ("train", "--cache-gb 5", "--cache-gb: goes with --cache"),
+    ("train", "--cache /dev/null", "--cache: must be a folder, but /dev/null is a file"),
     ("train", "--threads -1", "--threads: must be > 0, got -1"),
     ("train", "--keep -1", "--keep: must be >= 0, got -1"),
     ("train", "--threads 0", "--threads: must be > 0, got 0"),

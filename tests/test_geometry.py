@@ -227,3 +227,12 @@ def test_sizes_that_are_taken():
 def test_paddings_that_are_refused(padding):
     with pytest.raises(InputError, match="padding: must be finite and > 0"):
         geometry.crop_transforms([[0, 0, 9, 9]], (192, 256), padding)
+
+
+def test_one_region_in_plain_numbers(rng):
+    for _ in range(100):
+        center, width, angle = rng.uniform(-500, 500, 2), rng.uniform(1, 900), rng.uniform(-180, 180)
+        given = (torch.tensor(value, dtype=torch.float64)[None] for value in (center, width, angle))
+        many = geometry.region_transform(*given, (192, 256))[0].numpy()
+        one = geometry.region_matrix(center.tolist(), width, angle, (192, 256))
+        np.testing.assert_allclose(one, many, rtol=0, atol=1e-12 * np.abs(many).max())

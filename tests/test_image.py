@@ -489,3 +489,22 @@ def test_mutated_files_give_pixels_or_an_input_error(tmp_path, rgb, rng, count, 
                 read += 1
     assert count * 0.05 < read < count * 0.95  # the mutations reach the decoder, and break something
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+def test_a_part_of_an_image_is_cut_from_the_whole(tmp_path, rng, mode):
+    pixels = rng.integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (30, 40), dtype=np.uint16))
+    else:
+        image = Image.fromarray(pixels, "RGBA").convert(mode)
+    image.save(tmp_path / "a.png")
+    whole = read_image(tmp_path / "a.png")
+    asked = []
+
+    def part(width, height):
+        asked.append((width, height))
+        return 3, 5, 21, 30
+
+    assert np.array_equal(read_image(tmp_path / "a.png", part=part), whole[5:30, 3:21]) and asked == [(40, 30)]
+    assert np.array_equal(read_image(tmp_path / "a.png", part=lambda width, height: (0, 0, width, height)), whole)

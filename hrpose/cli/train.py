@@ -30,6 +30,7 @@ from hrpose.cli.arguments import (
     source_of,
     workers_from,
 )
+from hrpose.data.cache import cache_pixels
 from hrpose.data.coco import Annotations, check_images
 from hrpose.data.dataset import PoseDataset
 from hrpose.data.formats import load_any
@@ -82,6 +83,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N", help="processes that read images"
     )
+    parser.add_argument("--cache", metavar="DIR", help="decode every person once into a file there, for fast epochs")
+    parser.add_argument("--cache-gb", type=float, metavar="N", help="keep at most so much there (default: no limit)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
     parser.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help="save at least this often")
     parser.add_argument(
@@ -109,9 +112,15 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if options.threads is not None:
         check(options.threads > 0, "--threads", f"must be > 0, got {options.threads}")
         torch.set_num_threads(options.threads)
+    gigabytes = options.cache_gb
+    valid = gigabytes is None or (math.isfinite(gigabytes) and gigabytes > 0)
+    check(valid, "--cache-gb", f"must be finite and > 0, got {gigabytes}")
+    check(gigabytes is None or bool(options.cache), "--cache-gb", "goes with --cache")
     device, out = device_from(options), Path(options.out)
     recipe = replace(recipe, precision=resolve_precision(recipe.precision, device))
     resume = ranks.on_first(lambda: _goes_on(out, options.resume))
+    if options.cache:
+        check_output_folder(options.cache, "--cache")
     given = len(options.data), len(options.images)
     rule = "must be given equally often, each file with its folder, got {} and {}"
     check(given[0] == given[1], "--data, --images", rule.format(*given))
@@ -151,6 +160,11 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if skeleton.flip_pairs is None:
         say("no left/right pairs in the joint names and no flip_pairs in the category: mirroring is off")
     say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
+    if options.cache:
+        limit = None if gigabytes is None else int(gigabytes * 1e9)
+        ranks.on_first(lambda: cache_pixels(data, options.cache, workers, limit, say))
+        if not ranks.first:  # who finds the file, or on another machine makes their own
+            cache_pixels(data, options.cache, workers, limit)
     precision = "fp32" if recipe.precision == "fp16" else recipe.precision
     protocol = Protocol(flip=not options.no_flip_test, precision=precision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from hrpose import ops
@@ -18,24 +19,28 @@ _GREY_STEPS = 256  # per grey level: the mean is taken of whole numbers, whose s
 
 
 def show(
-    image: Tensor,
+    image: Tensor | np.ndarray,
     transform: Tensor,
     size: tuple[int, int],
     factors: Sequence[float] = PLAIN,
     hole: Sequence[int] = (0, 0, 0, 0),
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The network's input (3, height, width) float32 that a ``View`` of an image describes.
+    """The network's input that a ``View`` of an image describes.
 
-    Args: image (H, W, 3) uint8 RGB, transform (2, 3), image px -> input px, on the same device; `factors` and `hole` as
-        in ``View``.
-    Returns: normalised RGB, on the device of the image.
+    Args:
+        image:     (H, W, 3) uint8 RGB. transform: (2, 3), image px -> input px, on the same device.
+        factors, hole: as in ``View``.
+        out:       (3, height, width) float32, where to write it: its place in a batch.
+    Returns: (3, height, width) float32 normalised RGB, on the device of the image; `out` where given.
     """
+    transforms, out = transform[None], None if out is None else out[None]
     if tuple(factors) == PLAIN:
-        shown = ops.crop(image, transform[None], size, mean=MEAN, std=STD)[0]
+        shown = ops.crop(image, transforms, size, mean=MEAN, std=STD, out=out)[0]
     else:
-        colored = change_colors(ops.crop(image, transform[None], size)[0], *factors)
-        mean, std = colored.new_tensor(MEAN), colored.new_tensor(STD)
-        shown = (colored / 255 - mean[:, None, None]) / std[:, None, None]
+        shown = ops.crop(image, transforms, size, out=out)[0]
+        mean, std = shown.new_tensor(MEAN)[:, None, None], shown.new_tensor(STD)[:, None, None]
+        shown.copy_(change_colors(shown, *factors).div_(255).sub_(mean).div_(std))
     left, top, right, bottom = hole
     if left < right and top < bottom:
         shown[:, top:bottom, left:right] = 0

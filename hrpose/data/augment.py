@@ -8,14 +8,17 @@ those of HRNet's training code: half body, scale, rotation, flip. What colours a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hrpose.errors import check
-from hrpose.geometry import apply, compose, fit_aspect, mirror, region_transform
+from hrpose.geometry import region_matrix
 from hrpose.skeleton import Skeleton
 
 HALF_BODY_PADDING = 1.5  # in place of the 1.25 around a whole person
@@ -77,9 +80,9 @@ class View:
 
 
 def random_view(
-    region: tuple[Tensor, Tensor],
-    joints: Tensor,
-    visible: Tensor,
+    region: tuple[Any, Any],
+    joints: Any,
+    visible: Any,
     image_width: int,
     size: tuple[int, int],
     skeleton: Skeleton,
@@ -87,6 +90,8 @@ def random_view(
     rng: np.random.Generator,
 ) -> View:
     """Draw one training view of a person.
+
+    In numpy, whose calls take a tenth of torch's for so few numbers. Arrays and tensors on the CPU are taken alike.
 
     Args:
         region:      centre (2,) and extent (2,) in image pixels, as ``geometry.box_regions`` makes them: padded, and in
@@ -97,26 +102,35 @@ def random_view(
         rng:         the sample's own generator; every draw comes from it, in a fixed order.
     """
     center, extent = region
-    visible = (visible > 0).double()
-    half = half_body_region(joints, visible, size, skeleton, augmentation, rng)
+    joints, seen = np.asarray(joints, np.float64), np.asarray(visible) > 0
+    half = half_body_region(joints, seen, size, skeleton, augmentation, rng)
     if half is not None:
         center, extent = half
-    scale = 1 + float(np.clip(augmentation.scale * rng.standard_normal(), -augmentation.scale, augmentation.scale))
+    scale = 1 + _clipped(augmentation.scale * rng.standard_normal(), augmentation.scale)
     turned = rng.random() < augmentation.rotation_probability
-    angle = augmentation.rotation_deg * float(np.clip(rng.standard_normal(), -2, 2)) if turned else 0.0
+    angle = augmentation.rotation_deg * _clipped(rng.standard_normal(), 2) if turned else 0.0
     mirrored = skeleton.flip_pairs is not None and rng.random() < augmentation.flip_probability
 
-    if mirrored:
-        center = torch.stack([image_width - 1 - center[0], center[1]])
-    angle_deg = torch.tensor([angle], dtype=torch.float64)
-    transform = region_transform(center[None], extent[None, 0] * scale, angle_deg, size)[0]
-    if mirrored:
-        transform = compose(transform, mirror(image_width))
-        joints, visible = swap_sides(joints, visible, skeleton)
+    x, y = float(center[0]), float(center[1])
+    shown = (image_width - 1 - x, y) if mirrored else (x, y)
+    transform = region_matrix(shown, float(extent[0]) * scale, angle, size)
+    if mirrored:  # followed by ``geometry.mirror``
+        transform[:, 2] += transform[:, 0] * (image_width - 1)
+        transform[:, 0] = -transform[:, 0]
+        joints, seen = swap_sides(joints, seen, skeleton)
     strengths = augmentation.brightness, augmentation.contrast, augmentation.saturation
     factors = tuple(rng.uniform(1 - v, 1 + v) if v else 1.0 for v in strengths)
     hole = random_square(round(augmentation.cutout * size[1]), size, rng) if augmentation.cutout else (0, 0, 0, 0)
-    return View(transform, apply(transform, joints), visible, factors, hole)
+    return _view(transform, joints, seen, factors, hole)
+
+
+def _clipped(value: float, limit: float) -> float:
+    return min(max(value, -limit), limit)
+
+
+def _view(transform: np.ndarray, joints: np.ndarray, seen: np.ndarray, *rest: Any) -> View:
+    placed = joints @ transform[:, :2].T + transform[:, 2]
+    return View(*map(torch.from_numpy, (transform, placed, seen.astype(np.float64))), *rest)
 
 
 def random_square(side: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -127,47 +141,99 @@ def random_square(side: int, size: tuple[int, int], rng: np.random.Generator) ->
     return max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
 
 
-def swap_sides(joints: Tensor, visible: Tensor, skeleton: Skeleton) -> tuple[Tensor, Tensor]:
+def swap_sides(joints: Any, visible: Any, skeleton: Skeleton) -> tuple[Any, Any]:
     """Exchange left and right joints, as a mirror image does."""
-    order = list(range(skeleton.num_joints))
-    for left, right in skeleton.flip_pairs or ():
-        order[left], order[right] = right, left
+    order = _mirrored_order(skeleton)
     return joints[order], visible[order]
 
 
+@lru_cache(maxsize=16)
+def _mirrored_order(skeleton: Skeleton) -> np.ndarray:
+    order = np.arange(skeleton.num_joints)
+    for left, right in skeleton.flip_pairs or ():
+        order[[left, right]] = right, left
+    return order
+
+
 def half_body_region(
-    joints: Tensor,
-    visible: Tensor,
+    joints: Any,
+    visible: Any,
     size: tuple[int, int],
     skeleton: Skeleton,
     augmentation: Augmentation,
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor] | None:
-    """The region around the visible joints of the upper or lower body, or None to keep the whole person.
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The region, centre (2,) and extent (2,), around the visible joints of the upper or lower body, or None to keep
+    the whole person.
 
     The upper body is chosen when a standard normal draw is below 0.5, so with probability 0.69, as in HRNet's code.
     """
-    lower = torch.zeros(skeleton.num_joints, dtype=torch.bool)
-    lower[list(skeleton.lower_body)] = True
-    seen = visible > 0
-    if int(seen.sum()) <= augmentation.half_body_min_joints or rng.random() >= augmentation.half_body_probability:
+    joints, seen = np.asarray(joints), np.asarray(visible) > 0
+    few = np.count_nonzero(seen) <= augmentation.half_body_min_joints
+    if few or rng.random() >= augmentation.half_body_probability:
         return None
-    upper_joints, lower_joints = joints[seen & ~lower], joints[seen & lower]
+    upper, lower = _halves(joints, seen, skeleton)
     prefer_upper = rng.standard_normal() < 0.5
-    if prefer_upper and len(upper_joints) > 2:
-        chosen = upper_joints
-    else:
-        chosen = lower_joints if len(lower_joints) > 2 else upper_joints
-    if len(chosen) < 2:
-        return None
-    extent = chosen.amax(0) - chosen.amin(0)
-    if float(extent.max()) <= 0:
-        return None
-    return chosen.mean(0), fit_aspect(extent[None], size[0] / size[1])[0] * HALF_BODY_PADDING
+    if prefer_upper and len(upper) > 2:
+        return _region_around(upper, size)
+    return _region_around(lower if len(lower) > 2 else upper, size)
 
 
-def plain_view(region: tuple[Tensor, Tensor], joints: Tensor, visible: Tensor, size: tuple[int, int]) -> View:
+def _halves(joints: np.ndarray, seen: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
+    """The visible joints of the upper and of the lower body."""
+    lower = _is_lower(skeleton)
+    return joints[seen & ~lower], joints[seen & lower]
+
+
+@lru_cache(maxsize=16)
+def _is_lower(skeleton: Skeleton) -> np.ndarray:
+    lower = np.zeros(skeleton.num_joints, bool)
+    lower[list(skeleton.lower_body)] = True
+    return lower
+
+
+def _region_around(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Centre and extent of the region that shows some joints; None where they have no extent."""
+    if len(points) < 2:
+        return None
+    width, height = (points.max(0) - points.min(0)).tolist()
+    if max(width, height) <= 0:
+        return None
+    aspect = size[0] / size[1]
+    extent = np.array([max(width, height * aspect), max(height, width / aspect)])
+    return points.mean(0), extent * HALF_BODY_PADDING
+
+
+def reach(
+    region: tuple[Any, Any],
+    joints: Any,
+    visible: Any,
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    augmentation: Augmentation | None,
+) -> tuple[float, float, float, float]:
+    """What any view of a person can show: left, top, right, bottom of a box in image pixels that contains it. The
+    arguments are those of ``random_view``; without augmentation it is the region itself."""
+    regions, larger, turns = [region], 1.0, False
+    if augmentation is not None:
+        larger = 1 + augmentation.scale
+        turns = augmentation.rotation_deg > 0 and augmentation.rotation_probability > 0
+        seen = np.asarray(visible) > 0
+        if augmentation.half_body_probability and np.count_nonzero(seen) > augmentation.half_body_min_joints:
+            halves = _halves(np.asarray(joints), seen, skeleton)
+            regions += [half for half in (_region_around(points, size) for points in halves) if half]
+    boxes = []
+    for center, extent in regions:
+        (x, y), (width, height) = map(float, center), map(float, extent)
+        if turns:
+            width = height = math.hypot(width, height)
+        boxes.append((x - width * larger / 2, y - height * larger / 2, x + width * larger / 2, y + height * larger / 2))
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def plain_view(region: tuple[Any, Any], joints: Any, visible: Any, size: tuple[int, int]) -> View:
     """The view without augmentation: what evaluation shows the network."""
     center, extent = region
-    transform = region_transform(center[None], extent[None, 0], torch.zeros(1, dtype=torch.float64), size)[0]
-    return View(transform, apply(transform, joints), (visible > 0).double())
+    transform = region_matrix((float(center[0]), float(center[1])), float(extent[0]), 0.0, size)
+    return _view(transform, np.asarray(joints, np.float64), np.asarray(visible) > 0)

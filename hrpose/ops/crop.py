@@ -25,6 +25,7 @@ def crop(
     mode: str = "exact",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Bilinear affine crops of one image, zero outside it, as float planes ready for the network.
 
@@ -41,18 +42,24 @@ def crop(
             of OpenCV 2.4-4.x computes, in steps of 1/32 px and rounded to whole grey levels, which published results
             were made with.
         mean, std: three numbers each, in units of 1 (not 255), std > 0; both or neither.
+        out: where to write the crops, contiguous: their place in a batch, say.
 
-    Returns: (N, 3, height, width) float32 on the device of the image.
-    Raises: InputError on a wrong shape, dtype, device, size, mode or normalisation, and on a transform that is not
-        finite or not invertible, naming its index. On CUDA the latter waits for the result; while a CUDA graph is being
-        captured it cannot, and such a crop is NaN.
+    Returns: (N, 3, height, width) float32 on the device of the image; `out` where given.
+    Raises: InputError on a wrong shape, dtype, device, size, mode, normalisation or `out`, and on a transform that is
+        not finite or not invertible, naming its index. On CUDA the latter waits for the result; while a CUDA graph is
+        being captured it cannot, and such a crop is NaN.
     Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops, in a kernel on CPUs and CUDA.
     """
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
+    arguments = image, transforms, width, height, mode == "opencv4", scale, bias
+    if out is not None:
+        _check_out(out, (transforms.shape[0], 3, height, width), image.device)
     run = _reference
     if _ext.usable(image, transforms, cuda=True):
-        run = _launch if _ext.unobserved(image, transforms) else torch.ops.hrpose.crop
-    return run(image, transforms, width, height, mode == "opencv4", scale, bias)
+        if _ext.unobserved(image, transforms):
+            return _launch(*arguments, out)
+        run = torch.ops.hrpose.crop
+    return run(*arguments) if out is None else out.copy_(run(*arguments))
 
 
 def crop_reference(
@@ -107,6 +114,13 @@ def _checked(
     if mode not in ("exact", "opencv4"):
         raise InputError(f"{WHERE}: mode must be 'exact' or 'opencv4', got {mode!r}")
     return image, transforms, width, height, *_scale_bias(mean, std)
+
+
+def _check_out(out: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    valid = isinstance(out, Tensor) and out.shape == shape and out.dtype == torch.float32 and out.device == device
+    if not valid or not out.is_contiguous() or out.requires_grad:
+        got = f"{tuple(out.shape)} {out.dtype} on {out.device}" if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(f"{WHERE}: out must be a contiguous {shape} float32 on {device} without gradient, got {got}")
 
 
 def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
@@ -211,10 +225,18 @@ def _crop(
 
 
 def _launch(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
+    image: Tensor,
+    transforms: Tensor,
+    width: int,
+    height: int,
+    opencv4: bool,
+    scale: list[float],
+    bias: list[float],
+    out: Tensor | None = None,
 ) -> Tensor:
     image, transforms = image.contiguous(), transforms.double().contiguous()
-    out, n = _crop_fake(image, transforms, width, height, opencv4, scale, bias), transforms.shape[0]
+    out = _crop_fake(image, transforms, width, height, opencv4, scale, bias) if out is None else out
+    n = transforms.shape[0]
     sizes, normalise = (*image.shape[:2], n, height, width), (*scale, *bias)
     if image.is_cpu:
         inverses = torch.empty_like(transforms)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hrpose.checkpoint import Checkpoint, digest, load_checkpoint, save_checkpoint
-from hrpose.data.dataset import EpochBatches, PoseDataset, collate
-from hrpose.data.loading import dead_worker_as_input_error, load
+from hrpose.data.dataset import EpochBatches, PoseDataset, Sample
+from hrpose.data.feed import feed
+from hrpose.data.loading import dead_worker_as_input_error
 from hrpose.errors import InputError, check
 from hrpose.infer.protocol import check_model
 from hrpose.ranks import ALONE, Ranks
@@ -42,6 +44,7 @@ from hrpose.train.threads import slowdown_of_threads
 LAST, BEST = "last.pt", "best.pt"
 _EPOCHS = "epoch-*.pt"
 _LOG_EVERY = 50  # steps
+_LONG_WAIT, _SHORT_WAIT_SECONDS = 0.25, 10.0  # share of an epoch that is worth advice, and seconds that are not
 _THREADS_CHECKED_AFTER = 10  # steps of this process: the loading processes are busy by then
 
 
@@ -52,7 +55,8 @@ class Diverged(InputError):
 @dataclass
 class Progress:
     """Where a run is: `step` batches of `epoch` are done. loss_sum: of the good steps of this epoch. best: the score of
-    BEST. bad_steps: how many in a row were skipped, skipped: how many in all. seconds: spent on this epoch's steps."""
+    BEST. bad_steps: how many in a row were skipped, skipped: how many in all. seconds: spent on this epoch's steps,
+    waited: of these, for data."""
 
     epoch: int = 0
     step: int = 0
@@ -62,13 +66,15 @@ class Progress:
     bad_steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
 
     @property
     def loss(self) -> float | None:
         return self.loss_sum / self.good_steps if self.good_steps else None
 
     def next_epoch(self) -> None:
-        self.epoch, self.step, self.loss_sum, self.good_steps, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0
+        self.epoch, self.step, self.loss_sum, self.good_steps = self.epoch + 1, 0, 0.0, 0
+        self.seconds = self.waited = 0.0
 
 
 def fit(
@@ -106,8 +112,8 @@ def fit(
                     its own device. The recipe's batch is that of all: each has an equal share of it, and the gradients
                     are averaged. Rank 0 alone writes and reports. `validate` is called on all, rank 0's scores count.
         keep:       of how many epochs, the last ones, the network is kept as epoch-001.pt and so on.
-    Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, what `validate`
-        found.
+    Returns: the log's epoch entries: epoch (from 0), mean loss, lr at the epoch's start, images_per_s, waiting (the
+        share of the time in which the network waited for data), what `validate` found.
     Raises: Interrupted after SIGTERM, SIGINT or SIGHUP; Diverged; InputError if the checkpoint to resume is of another
         run, if an image is broken or a checkpoint cannot be written (the one before it stays).
     """
@@ -158,6 +164,8 @@ def fit(
             if ranks.first:
                 log.write(**entry)
             report(_line(entry, recipe))
+            if progress.epoch == 0:
+                _advise_on_loading(run, workers)
             progress.next_epoch()
             run.save()
             signal = agreement.ask()
@@ -270,7 +278,8 @@ class _Run:
                 old.unlink(missing_ok=True)
 
     def _write_result(self, name: str, entry: dict[str, Any]) -> None:
-        timing = ("kind", "seconds", "images_per_s")  # without them the file is the same for every run of the recipe
+        # Without them the file is the same for every run of the recipe.
+        timing = ("kind", "seconds", "images_per_s", "waiting")
         plain = {k: v for k, v in entry.items() if isinstance(v, (int, float, str, bool, type(None)))}
         self._write(name, {"entry": {k: v for k, v in plain.items() if k not in timing}})
 
@@ -286,6 +295,7 @@ class _Run:
             "skipped": progress.skipped,
             "seconds": round(progress.seconds, 1),
             "images_per_s": round(images / progress.seconds, 1) if progress.seconds else None,
+            "waiting": round(progress.waited / progress.seconds, 3) if progress.seconds else None,
         }
 
     def _write(self, name: str, training: dict[str, Any]) -> None:
@@ -314,7 +324,7 @@ def _train_epoch(
     batches = EpochBatches(
         len(run.data), recipe.batch_size, recipe.seed, progress.epoch, progress.step, ranks.rank, ranks.world
     )
-    loaded = load(run.data, workers, collate, batch_sampler=batches, pin_memory=device.type == "cuda")
+    loaded = _waited_for(feed(run.data, batches, workers, device), progress)
     statistics = BufferCopy(run.model)
     shared = None if recipe.sync_bn else SharedStatistics(run.model, ranks)
     network.train()
@@ -402,6 +412,25 @@ def _share(run: _Run, rank: int) -> list[int]:
     return [index for _, index in next(iter(batches))]
 
 
+def _waited_for(batches: Iterator[Sample], progress: Progress) -> Iterator[Sample]:
+    """The same batches; how long each one took to come is added to `progress`."""
+    asked = time.monotonic()
+    for batch in batches:
+        progress.waited += time.monotonic() - asked
+        yield batch
+        asked = time.monotonic()
+
+
+def _advise_on_loading(run: _Run, workers: int) -> None:
+    progress = run.progress
+    if progress.waited < max(_SHORT_WAIT_SECONDS, _LONG_WAIT * progress.seconds):
+        return
+    advice = [f"more --workers than {workers}"] if workers < (os.cpu_count() or 1) else []
+    advice += ["--cache DIR"] if run.data.windows is None else []
+    if advice:
+        run.report(f"the network waited for data for a large part of the epoch; what may help: {', '.join(advice)}")
+
+
 def _warn_of_slow_threads(run: _Run) -> None:
     threads, slower = torch.get_num_threads(), slowdown_of_threads()
     if slower > 1.5:
@@ -454,7 +483,7 @@ def _line(entry: dict[str, Any], recipe: Recipe) -> str:
     loss = "no step with a finite loss" if entry["loss"] is None else f"loss {entry['loss']:.6f}"
     parts = [f"epoch {entry['epoch'] + 1}/{recipe.epochs}", loss, f"lr {entry['lr']:.1e}"]
     if entry["images_per_s"]:
-        parts.append(f"{entry['images_per_s']:.0f} images/s")
+        parts.append(f"{entry['images_per_s']:.0f} images/s, {100 * entry['waiting']:.0f} % waiting for data")
     parts += [
         f"{name} {100 * entry[name]:.1f}" for name in ("AP", "PCK@0.2", "PCKh@0.5") if entry.get(name) is not None
     ]

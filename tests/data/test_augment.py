@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hrpose import ops
-from hrpose.data.augment import Augmentation, half_body_region, plain_view, random_view, swap_sides
+from hrpose.data.augment import Augmentation, half_body_region, plain_view, random_view, reach, swap_sides
 from hrpose.errors import InputError
-from hrpose.geometry import apply, box_regions, mirror, region_transform
+from hrpose.geometry import apply, box_regions, invert, mirror, region_transform
 from hrpose.skeleton import COCO17, Skeleton
 
 SIZE = (192, 256)
@@ -142,9 +142,9 @@ def test_half_body_region_is_the_official_one(rng, prefer_upper):
 
 def test_the_upper_body_is_preferred_with_probability_069(person, rng):
     augmentation = dataclasses.replace(STILL, half_body_probability=1.0)
-    upper = person[1][:11].mean(0)
+    upper = person[1][:11].mean(0).numpy()
     centers = [half_body_region(person[1], person[2], SIZE, COCO17, augmentation, rng)[0] for _ in range(DRAWS)]
-    assert np.mean([torch.allclose(center, upper) for center in centers]) == share(0.6915)  # Phi(0.5)
+    assert np.mean([np.allclose(center, upper) for center in centers]) == share(0.6915)  # Phi(0.5)
 
 
 def test_joints_in_one_point_keep_the_whole_person():
@@ -251,6 +251,21 @@ def test_joints_lie_on_the_same_image_content(person, rng):
         seen_mirrored.add(mirrored)
         checked += 1
     assert checked > 25 and seen_mirrored == {True, False}
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(), STILL, Augmentation(rotation_deg=0.0), Augmentation(half_body_probability=0.5, scale=0.5)],
+)
+def test_no_view_shows_what_is_out_of_reach(person, rng, augmentation):
+    """The four corners of every view, taken back to the picture, lie within reach, and some of them near its end."""
+    region, joints, visible = person
+    box = reach(region, joints.numpy(), visible.numpy(), SIZE, COCO17, augmentation)
+    corners = torch.tensor([[0, 0], [191, 0], [0, 255], [191, 255]]).double()
+    shown = torch.cat([apply(invert(draw(person, augmentation, rng).transform), corners) for _ in range(1000)])
+    low, high = torch.tensor(box, dtype=torch.float64).reshape(2, 2)
+    assert (shown.amin(0) >= low - 1e-9).all() and (shown.amax(0) <= high + 1e-9).all()
+    assert (shown.amin(0) < low + 25).all() and (shown.amax(0) > high - 25).all()
 
 
 def test_the_crop_of_a_mirrored_view_is_the_mirrored_crop(rng):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from hrpose import ops
 from hrpose.checkpoint import digest
 from hrpose.data.appearance import MEAN, STD
 from hrpose.data.augment import Augmentation
 from hrpose.data.coco import Person, load_annotations
-from hrpose.data.dataset import EpochBatches, PoseDataset, collate, load_image
+from hrpose.data.dataset import Batches, EpochBatches, PoseDataset, collate, load_image
+from hrpose.data.loading import load
 from hrpose.errors import InputError
 from hrpose.skeleton import Skeleton
 
@@ -49,14 +50,14 @@ def dataset(persons, folder, **changes):
 
 def epoch_digest(data, workers, epoch=3):
     batches = EpochBatches(len(data), 3, seed=9, epoch=epoch)
-    loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=workers)
-    return digest([[list(batch) for batch in loader]])
+    return digest([[list(batch) for batch in load(Batches(data), workers, sampler=batches, batch_size=None)]])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_workers_change_nothing(persons, folder):
     data = dataset(persons, folder, seed=9)
     alone = epoch_digest(data, 0)
-    assert epoch_digest(data, 1) == alone and epoch_digest(data, 2) == alone
+    assert epoch_digest(data, 2) == alone and epoch_digest(data, 4) == alone
     assert epoch_digest(data, 0, epoch=4) != alone
     assert epoch_digest(dataset(persons, folder, seed=10), 0) != alone
 
@@ -88,6 +89,21 @@ def test_a_plain_sample_by_hand(folder):
     assert torch.equal(data[1, 0].image, image)  # no augmentation: no dependence on the epoch
 
 
+def test_a_part_of_the_picture_is_enough(persons, folder):
+    """Samples made of the part of the picture that a person's views reach equal those of the whole picture."""
+    data = dataset(persons, folder, augmentation=Augmentation(scale=0.2, rotation_deg=20.0), seed=4)
+    shares = []
+    for epoch, index in [(epoch, index) for epoch in range(20) for index in range(len(persons))]:
+        shot, person = data.shot((epoch, index)), persons[index]
+        window = data.window(index)
+        shares.append(window.image.size / load_image(person, folder).size)
+        back = shot.view.transform.clone()  # of the part's pixels; now of the picture's
+        back[:, 2] -= back[:, :2] @ torch.tensor([window.left, window.top]).double()
+        whole = ops.crop(load_image(person, folder), back[None], SIZE, mean=MEAN, std=STD)[0]
+        torch.testing.assert_close(data[epoch, index].image, whole, rtol=0, atol=1e-5)
+    assert min(shares) < 0.8
+
+
 def test_imagenet_statistics():
     assert MEAN == (0.485, 0.456, 0.406) and STD == (0.229, 0.224, 0.225)
 
@@ -106,6 +122,13 @@ def test_collate(persons, folder):
     batch = collate([data[0, 4], data[0, 2]])
     assert batch.image.shape == (2, 3, 64, 48) and batch.joints.shape == (2, 3, 2) and batch.visible.shape == (2, 3)
     assert batch.person.tolist() == [4, 2] and torch.equal(batch.image[1], data[0, 2].image)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cutout": 0.4, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3}])
+def test_batches_hold_the_same_samples(persons, folder, changes):
+    data = dataset(persons, folder, augmentation=Augmentation(**changes))
+    keys = [(2, 4), (2, 2), (3, 4)]
+    assert digest([list(Batches(data)[keys])]) == digest([list(collate([data[key] for key in keys]))])
 
 
 def test_errors_name_the_file_or_the_field(persons, folder):

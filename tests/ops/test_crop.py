@@ -292,3 +292,15 @@ def test_fuzz(isa, rng):
 @pytest.mark.slow
 def test_fuzz_long(isa, rng):
     assert fuzz(rng, 10_000) > 1000
+
+
+def test_written_where_asked(rng, isa):
+    image, transforms = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), torch.eye(2, 3).repeat(2, 1, 1)
+    expected = crop(image, transforms, (8, 6))
+    batch = torch.full((5, 3, 6, 8), -1.0)
+    out = batch[1:3]
+    assert crop(image, transforms, (8, 6), out=out) is out
+    assert torch.equal(batch[1:3], expected) and (batch[[0, 3, 4]] == -1).all()
+    for wrong in (batch, batch[1:3].double(), batch[:2].transpose(2, 3), batch[:4:2], "here"):
+        with pytest.raises(InputError, match=r"crop: out must be a contiguous \(2, 3, 6, 8\) float32 on cpu"):
+            crop(image, transforms, (8, 6), out=wrong)

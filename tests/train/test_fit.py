@@ -20,6 +20,7 @@ from hrpose.checkpoint import digest, load_checkpoint, save_checkpoint
 from hrpose.data.augment import Augmentation
 from hrpose.data.coco import Person
 from hrpose.data.dataset import PoseDataset, Sample
+from hrpose.data.feed import feed
 from hrpose.errors import InputError
 from hrpose.infer.protocol import Protocol, estimate
 from hrpose.models import create_model
@@ -85,7 +86,8 @@ def run_fit(persons, folder, out, recipe=TINY, validate=weight_score, seed=0, re
 def outcome(out: Path) -> dict[str, object]:
     """All that a run leaves behind, except for how long it took."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in lines]
+    timing = ("seconds", "images_per_s", "waiting")
+    timeless = [{k: v for k, v in line.items() if k not in timing} for line in lines]
     files = {name: load_checkpoint(out / name) for name in (LAST, BEST) if (out / name).exists()}
     return {"log": timeless} | {name: digest([c.weights, c.training]) for name, c in files.items()}
 
@@ -144,6 +146,26 @@ def test_files_of_a_run(persons, folder, tmp_path, whole):
     assert last.training["progress"]["epoch"] == 3 and last.size == (32, 32) and last.skeleton == DOTS
     assert last.training["recipe"] == TINY.to_dict()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_waiting_for_data_is_reported_with_advice(persons, folder, tmp_path, monkeypatch):
+    def slow(*arguments):
+        for batch in feed(*arguments):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(LOOP, "feed", slow)
+    monkeypatch.setattr(LOOP, "_SHORT_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(LOOP, "_LONG_WAIT", 0.01)
+    lines = []
+    log = run_fit(persons, folder, tmp_path / "slow", replace(TINY, epochs=2, drops=()), report=lines.append)
+    for entry, line in zip(log, (lines[0], lines[2]), strict=True):
+        assert 0.3 <= entry["waiting"] * entry["seconds"] + 0.1 and entry["waiting"] <= 1
+        assert f"{100 * entry['waiting']:.0f} % waiting for data" in line
+    assert lines[1].endswith("what may help: more --workers than 0, --cache DIR") and len(lines) == 3
+    monkeypatch.setattr(LOOP, "_SHORT_WAIT_SECONDS", 1e9)
+    run_fit(persons, folder, tmp_path / "short", replace(TINY, epochs=1), report=lines.append)
+    assert len(lines) == 4
 
 
 def test_best_is_the_epoch_with_the_highest_score(persons, folder, tmp_path):
@@ -388,6 +410,12 @@ def test_workers_change_nothing_and_the_global_generator_is_left_alone(persons, 
     assert outcome(tmp_path) == whole
 
 
+def test_crops_made_on_the_device_train_the_same(persons, folder, tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(LOOP, "feed", lambda *arguments: feed(*arguments, crop_on_device=True))
+    run_fit(persons, folder, tmp_path)
+    assert outcome(tmp_path) == whole
+
+
 def test_log_that_was_cut_or_has_half_a_line(persons, folder, tmp_path, whole):
     class Enough(Exception):
         pass
@@ -516,10 +544,10 @@ def test_broken_image_is_one_sentence(persons, folder, tmp_path, workers):
 class DyingDataset(PoseDataset):
     """Its worker process dies of the second batch, as one does that the system kills for its memory."""
 
-    def __getitem__(self, key):
+    def sample(self, key, out=None):
         if key[1] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(key)
+        return super().sample(key, out)
 
 
 def test_worker_that_is_killed_is_one_sentence(persons, folder, tmp_path):
@@ -563,8 +591,8 @@ class Poisoned(PoseDataset):
 
     bad: frozenset[int] = frozenset()
 
-    def __getitem__(self, key):
-        sample = super().__getitem__(key)
+    def sample(self, key, out=None):
+        sample = super().sample(key, out)
         if key[1] in self.bad:
             sample.image[0, 0, 0] = float("inf")
         return sample
