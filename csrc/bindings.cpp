@@ -30,10 +30,12 @@ py::list isas() {
 }
 
 void decode_fwd(Address heatmaps, Address flipped, Address perm, Address transforms, Address keypoints, Address scores,
-                int64_t n, int64_t k, int64_t h, int64_t w, bool shift, bool quarter, int threads) {
+                int64_t n, int64_t k, int64_t h, int64_t w, bool shift, bool quarter, Address taps, int blur,
+                int threads) {
   hrpose::active().decode_fwd({pointer<const float>(heatmaps), pointer<const float>(flipped),
                                pointer<const int32_t>(perm), pointer<const double>(transforms),
-                               pointer<float>(keypoints), pointer<float>(scores), n, k, h, w, shift, quarter, threads});
+                               pointer<float>(keypoints), pointer<float>(scores), n, k, h, w, shift, quarter,
+                               pointer<const double>(taps), blur, threads});
 }
 
 int64_t crop_fwd(Address image, Address transforms, Address inverses, Address out, int64_t image_h, int64_t image_w,
@@ -138,10 +140,10 @@ hrpose::cuda::Stream stream_of(Address stream) { return pointer<CUstream_st>(str
 
 void decode_fwd_cuda(Address heatmaps, Address flipped, const std::vector<int> &perm, Address transforms,
                      Address keypoints, Address scores, int64_t n, int64_t k, int64_t h, int64_t w, bool shift,
-                     bool quarter, int type, Address stream) {
+                     bool quarter, const std::vector<double> &taps, int type, Address stream) {
   raise(hrpose::cuda::decode_fwd({pointer<const void>(heatmaps), pointer<const void>(flipped), perm.data(),
                                   pointer<const double>(transforms), pointer<float>(keypoints), pointer<float>(scores),
-                                  n, k, h, w, shift, quarter, Type(type)},
+                                  n, k, h, w, shift, quarter, taps.data(), int(taps.size()), Type(type)},
                                  stream_of(stream)));
 }
 

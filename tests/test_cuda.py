@@ -53,14 +53,18 @@ class Call(NamedTuple):
         return [x.to(device) for x in self.inputs]
 
 
-def decode_call(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mirrored: bool = True) -> Call:
+def decode_call(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mirrored: bool = True, refine: str = "quarter"
+) -> Call:
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(shape, generator=generator).to(dtype) for _ in range(1 + mirrored)]
+    if refine == "dark":  # exact in every type, since a Newton step magnifies rounding
+        maps = [(8 * x.abs()).round() / 8 for x in maps]
     transforms = torch.randn(shape[0], 2, 3, generator=generator)
     pairs = [(0, 1)] if shape[1] > 1 else []
 
     def run(transforms, heatmaps, flipped=None, op=decode):
-        return list(op(heatmaps, flipped, pairs, transforms=transforms))
+        return list(op(heatmaps, flipped, pairs, refine=refine, transforms=transforms))
 
     doubled = [x.double() for x in (transforms, *maps)]
     return Call([transforms, *maps], run, lambda: run(*doubled, op=decode_reference), torch.float32)
@@ -151,6 +155,8 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
     "decode": lambda: decode_call((2, 5, 9, 7)),
     "decode, 16 bytes at a time": lambda: decode_call((2, 5, 9, 8), torch.float16),
     "decode, a warp per map": lambda: decode_call((150, 17, 6, 5), torch.bfloat16, mirrored=False),
+    "decode, DARK": lambda: decode_call((2, 5, 19, 27), refine="dark"),
+    "decode, DARK, a warp per map": lambda: decode_call((150, 17, 12, 16), torch.float16, refine="dark"),
     "crop": lambda: crop_call(3, (13, 9)),
     "crop, 16 bytes at a time": lambda: crop_call(2, (16, 9), "opencv4"),
     "ram_sum": lambda: ram_sum_call((2, 3, 12, 8), (1, 2, 4)),
@@ -164,6 +170,7 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
 }
 LARGE = {  # the sizes of networks
     "decode": lambda: decode_call((32, 17, 64, 48)),
+    "decode, DARK": lambda: decode_call((32, 17, 64, 48), refine="dark"),
     "crop": lambda: crop_call(8, (192, 256)),
     "ram_sum": lambda: ram_sum_call((16, 32, 64, 48), (1, 2, 4, 8), torch.bfloat16),
     "bottlenecks C=32": lambda: bottlenecks_call((128, 32, 128), PYRAMID, 1, (64, 32, 24), torch.bfloat16),

@@ -4,6 +4,8 @@
 
 namespace hrpose {
 
+constexpr int kMaxBlur = 27; // MAX_BLUR in hrpose/ops/decode.py
+
 // All tensors are dense and row-major. Sizes are >= 1 except n >= 0. threads >= 1 is the number of workers to split
 // over.
 struct DecodeArgs {
@@ -14,8 +16,10 @@ struct DecodeArgs {
   float *keypoints;         // (n, k, 2) out
   float *scores;            // (n, k) out
   int64_t n, k, h, w;
-  bool shift;   // move the mirrored maps one column to the right
-  bool quarter; // refine by a quarter of a pixel
+  bool shift;         // move the mirrored maps one column to the right
+  bool quarter;       // refine by a quarter of a pixel
+  const double *taps; // (blur) of DARK's Gaussian; read only with blur
+  int blur;           // refine by DARK: odd, 3..kMaxBlur; else 0
   int threads;
 };
 

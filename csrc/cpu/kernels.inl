@@ -23,6 +23,7 @@ using hrpose::BottlenecksArgs;
 using hrpose::ConvArgs;
 using hrpose::CropArgs;
 using hrpose::DecodeArgs;
+using hrpose::kMaxBlur;
 using hrpose::kMaxKernel;
 using hrpose::RamSumArgs;
 using hrpose::RamSumGradArgs;

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hrpose import ops
 from hrpose.errors import check
 from hrpose.geometry import PADDING, heatmap_to_image
+from hrpose.ops.decode import REFINEMENTS, check_blur
 from hrpose.skeleton import Skeleton
 
-REFINEMENTS = ("quarter", "none")
 CROPS = ("exact", "opencv4")
 PRECISIONS = ("fp32", "bf16")
 
@@ -26,7 +26,8 @@ class Protocol:
     flip:      average with the heatmaps of the mirrored input.
     shift:     move the mirrored heatmaps one pixel right before averaging (HRNet's SHIFT_HEATMAP): a stride-4 grid is
                not symmetric.
-    refine:    "quarter": a quarter pixel towards the higher neighbour; "none".
+    refine:    "quarter": a quarter pixel towards the higher neighbour; "dark": DARK, see ``ops.decode``; "none".
+    blur:      the side of DARK's Gaussian: 11 for networks trained with targets of sigma 2, 17 for sigma 3.
     crop:      "exact" bilinear, or "opencv4": the fixed-point arithmetic that published APs were measured with.
     padding:   how much larger than its box the region is that the network sees.
     precision: "fp32", or "bf16" for mixed precision.
@@ -35,6 +36,7 @@ class Protocol:
     flip: bool = True
     shift: bool = True
     refine: str = "quarter"
+    blur: int = 11
     crop: str = "exact"
     padding: float = PADDING
     precision: str = "fp32"
@@ -43,13 +45,15 @@ class Protocol:
         for name, choices in (("refine", REFINEMENTS), ("crop", CROPS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             check(value in choices, "protocol", f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check_blur(self.blur, "protocol")
         valid = math.isfinite(self.padding) and self.padding > 0
         check(valid, "protocol", f"padding must be finite and > 0, got {self.padding}")
 
     def label(self, skeleton: Skeleton) -> dict[str, Any]:
         """The choices as they take effect with `skeleton`, for result lines."""
         flip = self.flip and skeleton.flip_pairs is not None
-        return {"flip": flip, "shift": flip and self.shift, "decoder": self.refine, "crop": self.crop,
+        decoder = f"dark, blur {self.blur}" if self.refine == "dark" else self.refine
+        return {"flip": flip, "shift": flip and self.shift, "decoder": decoder, "crop": self.crop,
                 "padding": self.padding, "precision": self.precision}  # fmt: skip
 
 
@@ -107,6 +111,7 @@ def estimate(
         flip_pairs=skeleton.flip_pairs if flip else None,
         shift=protocol.shift,
         refine=protocol.refine,
+        blur=protocol.blur,
         transforms=heatmap_to_image(transforms, crops.shape[3] / heatmaps.shape[3]).to(heatmaps.device),
     )
     return keypoints.cpu(), scores.cpu()

@@ -94,9 +94,14 @@ def test_decode(card, rng, dtype):
     transforms, perm = torch.from_numpy(rng.normal(size=(2, 2, 3))).float(), [0, 2, 1, 3, 4]
     for mirrored, affine in ((None, None), (flipped, None), (flipped, transforms)):
         maps, other, matrices = on_card(heatmaps, mirrored, affine)
-        got = plain(sys.modules[decode.__module__]._decode(maps, other, perm, True, True, matrices))
+        run = sys.modules[decode.__module__]._decode
+        got = plain(run(maps, other, perm, True, True, matrices))
         for a, b in zip(got, decode_reference(heatmaps, mirrored, [(1, 2)], transforms=affine), strict=True):
             assert torch.equal(a, b)
+        got = plain(run(maps, other, perm, True, False, matrices, 11))
+        want = decode_reference(heatmaps, mirrored, [(1, 2)], refine="dark", transforms=affine)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["exact", "opencv4"])
