@@ -70,15 +70,16 @@ def decode_call(
     return Call([transforms, *maps], run, lambda: run(*doubled, op=decode_reference), torch.float32)
 
 
-def crop_call(count: int, size: tuple[int, int], mode: str = "exact") -> Call:
+def crop_call(count: int, size: tuple[int, int], mode: str = "exact", **output) -> Call:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (97, 61, 3), generator=generator).to(torch.uint8)
     transforms = torch.eye(2, 3) + 0.3 * torch.randn(count, 2, 3, generator=generator)
 
     def run(image, transforms, op=crop):
-        return [op(image, transforms, size, mode, MEAN, STD)]
+        return [op(image, transforms, size, mode, MEAN, STD, **output)]
 
-    return Call([image, transforms], run, lambda: run(image, transforms, crop_reference), torch.float32)
+    dtype = output.get("dtype", torch.float32)
+    return Call([image, transforms], run, lambda: run(image, transforms, crop_reference), dtype)
 
 
 def ram_sum_call(
@@ -159,6 +160,10 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
     "decode, DARK, a warp per map": lambda: decode_call((150, 17, 12, 16), torch.float16, refine="dark"),
     "crop": lambda: crop_call(3, (13, 9)),
     "crop, 16 bytes at a time": lambda: crop_call(2, (16, 9), "opencv4"),
+    "crop and its mirrored copy": lambda: crop_call(2, (16, 9), mirror=True),
+    "crop in bfloat16": lambda: crop_call(
+        2, (12, 7), mirror=True, dtype=torch.bfloat16, memory_format=torch.channels_last
+    ),
     "ram_sum": lambda: ram_sum_call((2, 3, 12, 8), (1, 2, 4)),
     "ram_sum, nearest": lambda: ram_sum_call((3, 16, 6, 9), (3, 1), torch.bfloat16, "nearest"),
     "ram_sum, NCHW": lambda: ram_sum_call((2, 5, 8, 16), (1, 2, 1), torch.float16, layout=torch.contiguous_format),

@@ -27,10 +27,13 @@ struct CropArgs {
   const uint8_t *image;     // (image_h, image_w, 3); both sides <= 2^20
   const double *transforms; // (n, 2, 3) image px -> crop px
   double *inverses;         // (n, 2, 3) workspace
-  float *out;               // (n, 3, h, w)
+  void *out;                // (n, 3, h, w); with channels_last (n, h, w, 3); with mirror 2 n of them
   int64_t image_h, image_w, n, h, w;
   float scale[3], bias[3]; // out = grey * scale + bias, per channel
   bool opencv4;            // OpenCV 2.4-4.x fixed point instead of exact bilinear
+  bool mirror;             // behind the crops, the same with their columns in reverse
+  bool channels_last;
+  bool bf16; // out, rounded to nearest; else float
   int threads;
 };
 

@@ -35,6 +35,7 @@ constexpr bool kBf16 = true;
 constexpr bool kBf16 = false;
 #endif
 
+#include "bfloat16.h"
 #include "vec.h"
 #include "workers.h"
 

@@ -39,11 +39,14 @@ const char *decode_fwd(const DecodeArgs &args, Stream stream);
 struct CropArgs {
   const uint8_t *image;     // (image_h, image_w, 3); both sides <= 2^20
   const double *transforms; // (n, 2, 3) image px -> crop px
-  float *out;               // (n, 3, h, w), at most 2^31 values
+  void *out;                // (n, 3, h, w); with channels_last (n, h, w, 3); with mirror 2 n of them; at most 2^31 values
   bool *bad;                // (n) out: this transform cannot be inverted
   int64_t image_h, image_w, n, h, w;
   float scale[3], bias[3]; // out = grey * scale + bias, per channel
   bool opencv4;            // OpenCV 2.4-4.x fixed point instead of exact bilinear
+  bool mirror;             // behind the crops, the same with their columns in reverse
+  bool channels_last;
+  Type type; // of out, rounded to nearest
 };
 const char *crop_fwd(const CropArgs &args, Stream stream);
 

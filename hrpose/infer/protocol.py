@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,13 @@ class Protocol:
         valid = math.isfinite(self.padding) and self.padding > 0
         check(valid, "protocol", f"padding must be finite and > 0, got {self.padding}")
 
+    def flips(self, skeleton: Skeleton) -> bool:
+        """Does the flip test take place? Without flip pairs it cannot."""
+        return self.flip and skeleton.flip_pairs is not None
+
     def label(self, skeleton: Skeleton) -> dict[str, Any]:
         """The choices as they take effect with `skeleton`, for result lines."""
-        flip = self.flip and skeleton.flip_pairs is not None
+        flip = self.flips(skeleton)
         decoder = f"dark, blur {self.blur}" if self.refine == "dark" else self.refine
         return {"flip": flip, "shift": flip and self.shift, "decoder": decoder, "crop": self.crop,
                 "padding": self.padding, "precision": self.precision}  # fmt: skip
@@ -88,26 +93,35 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.inference_mode()
 def estimate(
-    model: nn.Module, crops: Tensor, transforms: Tensor, skeleton: Skeleton, protocol: Protocol
+    model: Callable[[Tensor], Tensor],
+    crops: Tensor,
+    transforms: Tensor,
+    skeleton: Skeleton,
+    protocol: Protocol,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Keypoints of cropped persons.
 
     Args:
         model:      in eval mode; images (N, 3, H, W) -> heatmaps (N, K, h, w).
-        crops:      (N, 3, H, W) normalised, on the model's device.
+        crops:      (N, 3, H, W) normalised, on the model's device; for the flip test also (2 N, 3, H, W) with the
+                    mirrored copies behind (``ops.crop(mirror=True)``), which are made here otherwise.
         transforms: (N, 2, 3) float64, image pixels -> input pixels, that the crops were made with.
+        batch_size: images per forward pass, mirrored ones too; None: all at once.
     Returns: keypoints (N, K, 2) x, y in image pixels, scores (N, K), both float32 on the CPU.
     Raises: InputError if the model has another number of heatmaps than `skeleton` has joints.
     """
+    flip, n = protocol.flips(skeleton), len(transforms)
     crops = crops.contiguous(memory_format=torch.channels_last)
-    flip = protocol.flip and skeleton.flip_pairs is not None
+    if flip and len(crops) == n:
+        crops = torch.cat((crops, crops.flip(3)))
     with torch.autocast(crops.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-        heatmaps = model(crops)
-        flipped = model(crops.flip(3)) if flip else None
+        parts = [model(part) for part in crops.split(batch_size or len(crops))]
+    heatmaps = parts[0] if len(parts) == 1 else torch.cat(parts)
     check_joints(heatmaps.shape[1], skeleton)
     keypoints, scores = ops.decode(
-        heatmaps,
-        flipped,
+        heatmaps[:n],
+        heatmaps[n:] if flip else None,
         flip_pairs=skeleton.flip_pairs if flip else None,
         shift=protocol.shift,
         refine=protocol.refine,

@@ -113,6 +113,12 @@ def test_crop(card, rng, mode):
     run = sys.modules[crop.__module__]._crop
     (got,) = plain([run(*on_card(image, transforms), 13, 8, mode == "opencv4", scale, bias)])
     assert torch.equal(got, crop_reference(image, transforms, (13, 8), mode, mean, std))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            output = (True, dtype, layout == torch.channels_last)
+            (got,) = plain([run(*on_card(image, transforms), 12, 8, mode == "opencv4", scale, bias, *output)])
+            want = crop_reference(image, transforms, (12, 8), mode, mean, std, True, dtype, layout)
+            assert torch.equal(got, want) and got.stride() == want.stride()
     transforms[1] = 0
     with pytest.raises(InputError, match=r"transforms\[1\] must be finite and invertible"):
         run(*on_card(image, transforms), 13, 8, mode == "opencv4", scale, bias)

@@ -89,6 +89,22 @@ def test_dark_and_its_blur_reach_the_decoder(model):
     assert not torch.allclose(results[11], results[17], rtol=1e-3)
 
 
+def test_mirrored_copies_may_come_along_and_batches_may_be_small(model):
+    crops = torch.randn(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    transforms, seen = crop_transforms(BOXES, (48, 64)), []
+
+    def watched(images):
+        seen.append(len(images))
+        return model(images)
+
+    want = estimate(watched, crops, transforms, PAIRED, Protocol())
+    both = torch.cat((crops, crops.flip(3)))
+    for images, batch_size in ((both, None), (crops, 4), (both, 1)):
+        for a, b in zip(estimate(watched, images, transforms, PAIRED, Protocol(), batch_size), want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert seen == [6, 6, 4, 2, *[1] * 6]
+
+
 def test_the_flip_test_changes_the_result(model):
     crops = torch.randn(4, 3, 64, 48, generator=torch.Generator().manual_seed(1))
     transforms = crop_transforms([[0, 0, 48, 64]] * 4, (48, 64))
