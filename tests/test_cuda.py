@@ -1,6 +1,7 @@
 """What only a card can show: the kernels themselves, a thousand times, in graphs, on streams and devices."""
 
 import copy
+import gc
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -394,6 +395,61 @@ def test_predictor_on_both_devices(photo):
     np.testing.assert_allclose(there.scores, here.scores, rtol=0, atol=1e-3 * np.abs(here.scores).max())
     away = np.abs(there.keypoints - here.keypoints).max(2)
     assert away.shape == (len(BOXES), COCO17.num_joints) and (away < 0.01).mean() > 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predictor_with_graphs_and_without(photo, precision):
+    """Batches are filled up, which may choose other algorithms of cuDNN: the same but for rounding."""
+    model, protocol = trained("dpn4_64").cuda(), Protocol(precision=precision)
+    with_graphs, without = (Predictor(model, protocol=protocol, graphs=graphs) for graphs in (True, False))
+    for persons in (1, 2, 3, 4):
+        got, want = with_graphs(photo, BOXES[:persons]), without(photo, BOXES[:persons])
+        limit = {"fp32": 1e-3, "bf16": 0.1}[precision] * np.abs(want.scores).max()
+        np.testing.assert_allclose(got.scores, want.scores, rtol=0, atol=limit)
+    assert with_graphs.network.reason is None and len(with_graphs.network._captured) == 3  # of 2, 4 and 8 images
+
+
+def test_eight_threads_share_graphs(photo):
+    """Bitwise what one thread gets, also on streams of their own and while others capture."""
+    model = trained("dpn4_32").cuda()
+    cases = [BOXES[: 1 + i % 4] for i in range(8)]
+    alone = Predictor(model)
+    serial, shared, wrong = [alone(photo, some) for some in cases], Predictor(model), []
+
+    def work(start: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream() if start % 2 else torch.cuda.default_stream()):
+            for i in range(100):
+                j = (i + start) % len(cases)
+                got = shared(photo, cases[j])
+                if not (
+                    np.array_equal(got.keypoints, serial[j].keypoints) and np.array_equal(got.scores, serial[j].scores)
+                ):
+                    wrong.append((start, i))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and shared.network.reason is None
+
+
+def test_graphs_are_freed_with_their_predictor(photo):
+    def reserved() -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    model = trained("dpn4_32").cuda()
+    Predictor(model, graphs=False)(photo, BOXES)  # what is allocated once
+    before = reserved()
+    for _ in range(3):
+        predictor = Predictor(model)
+        for persons in (1, 2, 4):
+            predictor(photo, BOXES[:persons])
+        held = reserved() - before
+        del predictor
+    assert reserved() - before <= held / 2
 
 
 def test_predictor_in_bfloat16(photo):

@@ -17,7 +17,8 @@ from hrpose.data.appearance import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image
-from hrpose.infer.form import crop_dtype, inference_form
+from hrpose.infer import graphs as cuda_graphs
+from hrpose.infer.form import InferenceForm, crop_dtype, inference_form
 from hrpose.infer.protocol import Protocol, check_model, check_pose_model, device_of, estimate
 from hrpose.skeleton import COCO17, Skeleton
 
@@ -53,6 +54,8 @@ class Predictor:
             it is.
         protocol:   flip test, decoder, crop arithmetic, precision.
         batch_size: images per forward pass; boxes of several images share batches.
+        graphs:     on CUDA, run batches of up to 8 images as CUDA graphs, which are captured when first needed; without
+                    effect on networks that are not ``create_model``'s.
     Calls are independent of one another, so one predictor may serve several threads.
     Raises: InputError for a broken checkpoint or a skeleton of another number of joints.
     """
@@ -66,6 +69,7 @@ class Predictor:
         device: str | torch.device | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008 - frozen
         batch_size: int = 32,
+        graphs: bool = True,
     ) -> None:
         if isinstance(model, (str, Path)):
             checkpoint = load_checkpoint(model)
@@ -87,6 +91,12 @@ class Predictor:
         check(batch_size > 0, "Predictor", f"batch_size must be > 0, got {batch_size}")
         check_model(model, self.size, self.skeleton)
         self.network = inference_form(self.model, protocol.precision)
+        self.dtype = crop_dtype(self.network)
+        if graphs and self._has_graphs():
+            self.network = cuda_graphs.Graphed(self.network, cuda_graphs.Cuda(self.device))
+
+    def _has_graphs(self) -> bool:
+        return self.device.type == "cuda" and isinstance(self.network, InferenceForm)
 
     def _default_skeleton(self) -> Skeleton:
         joints = getattr(self.model, "hrpose_config", {}).get("num_keypoints")
@@ -120,13 +130,12 @@ class Predictor:
     def _crop(self, image: np.ndarray, transforms: Tensor) -> Tensor:
         """Crops and, for the flip test, their mirrored copies, on the network's device; made there unless the image is
         larger than they are: what is smaller travels."""
-        flip, dtype = self.protocol.flips(self.skeleton), crop_dtype(self.network)
-        width, height = self.size
-        size = len(transforms) * (2 if flip else 1) * 3 * height * width * dtype.itemsize
+        flip, (width, height) = self.protocol.flips(self.skeleton), self.size
+        size = len(transforms) * (2 if flip else 1) * 3 * height * width * self.dtype.itemsize
         pixels: Any = image
         if self.device.type != "cpu" and image.nbytes <= size:
             pixels, transforms = torch.tensor(image, device=self.device), transforms.to(self.device)
-        output = {"mirror": flip, "dtype": dtype, "memory_format": torch.channels_last}
+        output = {"mirror": flip, "dtype": self.dtype, "memory_format": torch.channels_last}
         return ops.crop(pixels, transforms, self.size, self.protocol.crop, MEAN, STD, **output).to(self.device)
 
     def _estimate(self, images: Sequence[np.ndarray], boxes: Sequence[Any]) -> list[Poses]:
