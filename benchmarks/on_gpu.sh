@@ -11,6 +11,7 @@
 #   ops        `hrpose bench` of decode, crop and ram_sum
 #   bottlenecks, dpn4_64, dpn4_32, hrnet_w32
 #              `hrpose bench` of that op or network in bfloat16
+#   pipeline   `hrpose bench` of the way from an image file to keypoints, with CUDA graphs and without
 #   profile    the kernels of dpn4_64 one by one, ours beside torch.compile's; ours by ncu too ($OUT/ncu-*.log)
 #
 # Steps write $OUT/<step>.log and tables as $OUT/*.json (OUT: ./gpu-results). A step takes at most $LIMIT seconds (570).
@@ -22,7 +23,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OUT=${OUT:-$PWD/gpu-results} LIMIT=${LIMIT:-570} PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
 # 3x3 convolutions by cuDNN alone: tuning Triton's too takes minutes per row. 1x1 are tuned as matrix products anyway.
 export TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS=${TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS:-ATEN}
-STEPS="machine build tests sanitizer ops bottlenecks dpn4_64 dpn4_32 hrnet_w32 profile"
+STEPS="machine build tests sanitizer ops bottlenecks dpn4_64 dpn4_32 hrnet_w32 pipeline profile"
 
 have() { command -v "$1" >/dev/null; }
 
@@ -73,6 +74,7 @@ bench() {
 }
 run_ops() { bench ops "1 8 32 128 512" decode && bench crop_ram_sum "1 32" crop ram_sum; }
 run_bottlenecks() { bench bottlenecks "1 8 32 128 512" bottlenecks --dtype bf16; }
+run_pipeline() { bench pipeline "1 4" pipeline; }
 run_network() { bench "$1" "1 32 128" "$1" --dtype bf16; }
 
 run_profile() {

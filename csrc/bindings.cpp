@@ -30,19 +30,21 @@ py::list isas() {
 }
 
 void decode_fwd(Address heatmaps, Address flipped, Address perm, Address transforms, Address keypoints, Address scores,
-                int64_t n, int64_t k, int64_t h, int64_t w, bool shift, bool quarter, int threads) {
+                int64_t n, int64_t k, int64_t h, int64_t w, bool shift, bool quarter, Address taps, int blur,
+                int threads) {
   hrpose::active().decode_fwd({pointer<const float>(heatmaps), pointer<const float>(flipped),
                                pointer<const int32_t>(perm), pointer<const double>(transforms),
-                               pointer<float>(keypoints), pointer<float>(scores), n, k, h, w, shift, quarter, threads});
+                               pointer<float>(keypoints), pointer<float>(scores), n, k, h, w, shift, quarter,
+                               pointer<const double>(taps), blur, threads});
 }
 
 int64_t crop_fwd(Address image, Address transforms, Address inverses, Address out, int64_t image_h, int64_t image_w,
                  int64_t n, int64_t h, int64_t w, float s0, float s1, float s2, float b0, float b1, float b2,
-                 bool opencv4, int threads) {
+                 bool opencv4, bool mirror, bool channels_last, bool bf16, int threads) {
   return hrpose::active().crop_fwd({pointer<const uint8_t>(image),
                                     pointer<const double>(transforms),
                                     pointer<double>(inverses),
-                                    pointer<float>(out),
+                                    pointer<void>(out),
                                     image_h,
                                     image_w,
                                     n,
@@ -51,6 +53,9 @@ int64_t crop_fwd(Address image, Address transforms, Address inverses, Address ou
                                     {s0, s1, s2},
                                     {b0, b1, b2},
                                     opencv4,
+                                    mirror,
+                                    channels_last,
+                                    bf16,
                                     threads});
 }
 
@@ -138,19 +143,19 @@ hrpose::cuda::Stream stream_of(Address stream) { return pointer<CUstream_st>(str
 
 void decode_fwd_cuda(Address heatmaps, Address flipped, const std::vector<int> &perm, Address transforms,
                      Address keypoints, Address scores, int64_t n, int64_t k, int64_t h, int64_t w, bool shift,
-                     bool quarter, int type, Address stream) {
+                     bool quarter, const std::vector<double> &taps, int type, Address stream) {
   raise(hrpose::cuda::decode_fwd({pointer<const void>(heatmaps), pointer<const void>(flipped), perm.data(),
                                   pointer<const double>(transforms), pointer<float>(keypoints), pointer<float>(scores),
-                                  n, k, h, w, shift, quarter, Type(type)},
+                                  n, k, h, w, shift, quarter, taps.data(), int(taps.size()), Type(type)},
                                  stream_of(stream)));
 }
 
 void crop_fwd_cuda(Address image, Address transforms, Address out, Address bad, int64_t image_h, int64_t image_w,
                    int64_t n, int64_t h, int64_t w, float s0, float s1, float s2, float b0, float b1, float b2,
-                   bool opencv4, Address stream) {
+                   bool opencv4, bool mirror, bool channels_last, int type, Address stream) {
   raise(hrpose::cuda::crop_fwd({pointer<const uint8_t>(image),
                                 pointer<const double>(transforms),
-                                pointer<float>(out),
+                                pointer<void>(out),
                                 pointer<bool>(bad),
                                 image_h,
                                 image_w,
@@ -159,7 +164,10 @@ void crop_fwd_cuda(Address image, Address transforms, Address out, Address bad, 
                                 w,
                                 {s0, s1, s2},
                                 {b0, b1, b2},
-                                opencv4},
+                                opencv4,
+                                mirror,
+                                channels_last,
+                                Type(type)},
                                stream_of(stream)));
 }
 

@@ -1,6 +1,7 @@
 """What only a card can show: the kernels themselves, a thousand times, in graphs, on streams and devices."""
 
 import copy
+import gc
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -53,28 +54,33 @@ class Call(NamedTuple):
         return [x.to(device) for x in self.inputs]
 
 
-def decode_call(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mirrored: bool = True) -> Call:
+def decode_call(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mirrored: bool = True, refine: str = "quarter"
+) -> Call:
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(shape, generator=generator).to(dtype) for _ in range(1 + mirrored)]
+    if refine == "dark":  # exact in every type, since a Newton step magnifies rounding
+        maps = [(8 * x.abs()).round() / 8 for x in maps]
     transforms = torch.randn(shape[0], 2, 3, generator=generator)
     pairs = [(0, 1)] if shape[1] > 1 else []
 
     def run(transforms, heatmaps, flipped=None, op=decode):
-        return list(op(heatmaps, flipped, pairs, transforms=transforms))
+        return list(op(heatmaps, flipped, pairs, refine=refine, transforms=transforms))
 
     doubled = [x.double() for x in (transforms, *maps)]
     return Call([transforms, *maps], run, lambda: run(*doubled, op=decode_reference), torch.float32)
 
 
-def crop_call(count: int, size: tuple[int, int], mode: str = "exact") -> Call:
+def crop_call(count: int, size: tuple[int, int], mode: str = "exact", **output) -> Call:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (97, 61, 3), generator=generator).to(torch.uint8)
     transforms = torch.eye(2, 3) + 0.3 * torch.randn(count, 2, 3, generator=generator)
 
     def run(image, transforms, op=crop):
-        return [op(image, transforms, size, mode, MEAN, STD)]
+        return [op(image, transforms, size, mode, MEAN, STD, **output)]
 
-    return Call([image, transforms], run, lambda: run(image, transforms, crop_reference), torch.float32)
+    dtype = output.get("dtype", torch.float32)
+    return Call([image, transforms], run, lambda: run(image, transforms, crop_reference), dtype)
 
 
 def ram_sum_call(
@@ -151,8 +157,14 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
     "decode": lambda: decode_call((2, 5, 9, 7)),
     "decode, 16 bytes at a time": lambda: decode_call((2, 5, 9, 8), torch.float16),
     "decode, a warp per map": lambda: decode_call((150, 17, 6, 5), torch.bfloat16, mirrored=False),
+    "decode, DARK": lambda: decode_call((2, 5, 19, 27), refine="dark"),
+    "decode, DARK, a warp per map": lambda: decode_call((150, 17, 12, 16), torch.float16, refine="dark"),
     "crop": lambda: crop_call(3, (13, 9)),
     "crop, 16 bytes at a time": lambda: crop_call(2, (16, 9), "opencv4"),
+    "crop and its mirrored copy": lambda: crop_call(2, (16, 9), mirror=True),
+    "crop in bfloat16": lambda: crop_call(
+        2, (12, 7), mirror=True, dtype=torch.bfloat16, memory_format=torch.channels_last
+    ),
     "ram_sum": lambda: ram_sum_call((2, 3, 12, 8), (1, 2, 4)),
     "ram_sum, nearest": lambda: ram_sum_call((3, 16, 6, 9), (3, 1), torch.bfloat16, "nearest"),
     "ram_sum, NCHW": lambda: ram_sum_call((2, 5, 8, 16), (1, 2, 1), torch.float16, layout=torch.contiguous_format),
@@ -164,6 +176,7 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
 }
 LARGE = {  # the sizes of networks
     "decode": lambda: decode_call((32, 17, 64, 48)),
+    "decode, DARK": lambda: decode_call((32, 17, 64, 48), refine="dark"),
     "crop": lambda: crop_call(8, (192, 256)),
     "ram_sum": lambda: ram_sum_call((16, 32, 64, 48), (1, 2, 4, 8), torch.bfloat16),
     "bottlenecks C=32": lambda: bottlenecks_call((128, 32, 128), PYRAMID, 1, (64, 32, 24), torch.bfloat16),
@@ -382,6 +395,61 @@ def test_predictor_on_both_devices(photo):
     np.testing.assert_allclose(there.scores, here.scores, rtol=0, atol=1e-3 * np.abs(here.scores).max())
     away = np.abs(there.keypoints - here.keypoints).max(2)
     assert away.shape == (len(BOXES), COCO17.num_joints) and (away < 0.01).mean() > 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predictor_with_graphs_and_without(photo, precision):
+    """Batches are filled up, which may choose other algorithms of cuDNN: the same but for rounding."""
+    model, protocol = trained("dpn4_64").cuda(), Protocol(precision=precision)
+    with_graphs, without = (Predictor(model, protocol=protocol, graphs=graphs) for graphs in (True, False))
+    for persons in (1, 2, 3, 4):
+        got, want = with_graphs(photo, BOXES[:persons]), without(photo, BOXES[:persons])
+        limit = {"fp32": 1e-3, "bf16": 0.1}[precision] * np.abs(want.scores).max()
+        np.testing.assert_allclose(got.scores, want.scores, rtol=0, atol=limit)
+    assert with_graphs.network.reason is None and len(with_graphs.network._captured) == 3  # of 2, 4 and 8 images
+
+
+def test_eight_threads_share_graphs(photo):
+    """Bitwise what one thread gets, also on streams of their own and while others capture."""
+    model = trained("dpn4_32").cuda()
+    cases = [BOXES[: 1 + i % 4] for i in range(8)]
+    alone = Predictor(model)
+    serial, shared, wrong = [alone(photo, some) for some in cases], Predictor(model), []
+
+    def work(start: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream() if start % 2 else torch.cuda.default_stream()):
+            for i in range(100):
+                j = (i + start) % len(cases)
+                got = shared(photo, cases[j])
+                if not (
+                    np.array_equal(got.keypoints, serial[j].keypoints) and np.array_equal(got.scores, serial[j].scores)
+                ):
+                    wrong.append((start, i))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and shared.network.reason is None
+
+
+def test_graphs_are_freed_with_their_predictor(photo):
+    def reserved() -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    model = trained("dpn4_32").cuda()
+    Predictor(model, graphs=False)(photo, BOXES)  # what is allocated once
+    before = reserved()
+    for _ in range(3):
+        predictor = Predictor(model)
+        for persons in (1, 2, 4):
+            predictor(photo, BOXES[:persons])
+        held = reserved() - before
+        del predictor
+    assert reserved() - before <= held / 2
 
 
 def test_predictor_in_bfloat16(photo):

@@ -7,7 +7,8 @@
 // exact: the fractions of sx, sy as float. opencv4: the arithmetic of cv::warpAffine in OpenCV 2.4-4.x, see
 // fixed_coordinates.
 //
-// Reads up to 12 bytes and writes 12 bytes per pixel. One worker takes whole rows, a row goes in pieces of kPiece
+// Reads up to 12 bytes and writes 12 bytes per pixel, 6 in bfloat16, twice that with mirrored copies. Planes of floats are
+// written at once, all else from a piece of them in the cache. One worker takes whole rows, a row goes in pieces of kPiece
 // pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes (scalar), interpolation
 // of all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels
 // that touch the image are one span, those with all four neighbours inside are one span within it, and only what lies
@@ -180,8 +181,8 @@ template <bool opencv4> inline float interpolate(const Piece &p, int i, int c) {
 }
 
 template <bool opencv4>
-inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, float *out) {
-  float *out0 = out, *out1 = out + a.h * a.w, *out2 = out1 + a.h * a.w;
+inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, float *const *rows) {
+  float *out0 = rows[0], *out1 = rows[1], *out2 = rows[2];
   const float s0 = a.scale[0], s1 = a.scale[1], s2 = a.scale[2], b0 = a.bias[0], b1 = a.bias[1], b2 = a.bias[2];
 #pragma omp simd
   for (int i = begin; i < end; ++i) {
@@ -191,10 +192,36 @@ inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, f
   }
 }
 
+// Pixels x..x + count - 1 of row y, as planes of floats, to where they belong in `image` of the output.
+template <class T> inline void store_row(const CropArgs &a, int64_t image, int64_t y, int64_t x, int count, bool mirrored,
+                                         const float *const *rows) {
+  const int64_t step = a.channels_last ? 3 : 1, plane = a.channels_last ? 1 : a.h * a.w;
+  T *row = static_cast<T *>(a.out) + image * 3 * a.h * a.w + y * a.w * step;
+  for (int c = 0; c < 3; ++c, row += plane) {
+    const float *from = rows[c];
+    if (a.channels_last && mirrored)
+      for (int i = 0; i < count; ++i)
+        scalar::store(row + 3 * (a.w - 1 - x - i), from[i]);
+    else if (a.channels_last)
+      for (int i = 0; i < count; ++i)
+        scalar::store(row + 3 * (x + i), from[i]);
+    else if (mirrored)
+#pragma omp simd
+      for (int i = 0; i < count; ++i)
+        scalar::store(row + a.w - x - count + i, from[count - 1 - i]);
+    else
+#pragma omp simd
+      for (int i = 0; i < count; ++i)
+        scalar::store(row + x + i, from[i]);
+  }
+}
+
 // Rows y0..y1 - 1 of crop n.
 template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
   Piece p;
   Columns columns;
+  alignas(64) float buffer[3][kPiece];
+  const bool at_once = !a.bf16 && !a.channels_last;
   const double *inverse = a.inverses + n * 6;
   for (int64_t x0 = 0; x0 < a.w; x0 += kPiece) {
     const int count = a.w - x0 < kPiece ? int(a.w - x0) : kPiece;
@@ -209,16 +236,25 @@ template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int6
         coordinates<opencv4, false>(columns, base_x, base_y, a.image_w * 3, count, p);
       int begin, end;
       gather(a, count, p, begin, end);
-      float *out = a.out + (n * 3 * a.h + y) * a.w + x0;
-      interpolate<opencv4>(a, p, begin, end, out);
+      float *rows[3];
+      for (int c = 0; c < 3; ++c)
+        rows[c] = at_once ? static_cast<float *>(a.out) + ((n * 3 + c) * a.h + y) * a.w + x0 : buffer[c];
+      interpolate<opencv4>(a, p, begin, end, rows);
       for (int c = 0; c < 3; ++c) {
-        float *row = out + c * a.h * a.w;
         const float outside = 0.0f * a.scale[c] + a.bias[c];
         for (int i = 0; i < begin; ++i)
-          row[i] = outside;
+          rows[c][i] = outside;
         for (int i = end; i < count; ++i)
-          row[i] = outside;
+          rows[c][i] = outside;
       }
+      const auto store = [&](int64_t image, bool mirrored) {
+        a.bf16 ? store_row<scalar::BFloat16>(a, image, y, x0, count, mirrored, rows)
+               : store_row<float>(a, image, y, x0, count, mirrored, rows);
+      };
+      if (!at_once)
+        store(n, false);
+      if (a.mirror)
+        store(n + a.n, true);
     }
   }
 }

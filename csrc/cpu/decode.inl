@@ -4,6 +4,7 @@
 //     v[y, x] = (a[y, x] + f[y, w - 1 - max(x - s, 0)]) * 0.5      mirrored in x, columns 1.. moved one to the right
 //     score = max v, (px, py) = first position of it; (0, 0) unless score > 0
 //     quarter, if 1 < px < w - 1 and 1 < py < h - 1: px += 0.25 sign(v[py, px + 1] - v[py, px - 1]), py likewise
+//     DARK, if 1 < px < w - 2 and 1 < py < h - 2: Newton's step on the logarithm of the blurred map, see taylor_step
 //
 // Reads each input value once, 4 bytes (8 with `flipped`), and writes 12 bytes per map: bound by memory. One worker
 // takes whole maps. Each lane of a vector keeps the maximum of the values it has seen and the first position of it, so
@@ -132,8 +133,54 @@ template <bool merge> inline Best scan(const Map &map, const Map *next) {
 
 inline float quarter_step(float low, float high) { return high > low ? 0.25f : high < low ? -0.25f : 0.0f; }
 
-inline void decode_map(const Map &map, const Map *next, bool quarter, const double *transform, float *keypoint,
-                       float *score) {
+// DARK (Zhang et al., 2020), in double. With L = log max(G v, 1e-10), G the Gaussian that `taps` are, zeros around the map,
+//
+//     g = (L[0, 1] - L[0, -1], L[1, 0] - L[-1, 0]) / 2,  H likewise with steps of two pixels:
+//     Hxx = (L[0, 2] - 2 L[0, 0] + L[0, -2]) / 4,  Hxy = (L[1, 1] - L[-1, 1] - L[1, -1] + L[-1, -1]) / 4
+//     (x, y) -= H^-1 g, unless det H is 0 or not finite
+//
+// where L[j, i] stands at (px + i, py + j): 5 x 5 pixels, for which G v needs the blur + 4 rows and columns around the
+// peak, and no others.
+constexpr int kNear = 5;  // pixels that the differences span
+constexpr int kLane = 8;  // kNear, filled up to a vector
+constexpr double kFloor = 1e-10;
+
+inline void taylor_step(const Map &map, const double *taps, int blur, int64_t px, int64_t py, double &x, double &y) {
+  double blurred[kNear][kLane] = {};
+  const int side = blur + kNear - 1;
+  for (int i = 0; i < side; ++i) {
+    const int64_t row = py - side / 2 + i;
+    if (row < 0 || row >= map.h)
+      continue;
+    double line[kMaxBlur + kLane - 1] = {}, across[kLane] = {};
+    for (int j = 0; j < side; ++j)
+      if (const int64_t column = px - side / 2 + j; column >= 0 && column < map.w)
+        line[j] = value_at(map, row, column);
+    for (int t = 0; t < blur; ++t)
+#pragma omp simd
+      for (int j = 0; j < kLane; ++j)
+        across[j] += taps[t] * line[t + j];
+    for (int r = 0; r < kNear; ++r)
+      if (const int t = i - r; t >= 0 && t < blur)
+#pragma omp simd
+        for (int j = 0; j < kLane; ++j)
+          blurred[r][j] += taps[t] * across[j];
+  }
+  const auto at = [&](int j, int i) {
+    const double value = blurred[2 + j][2 + i];
+    return __builtin_log(value < kFloor ? kFloor : value);
+  };
+  const double middle = at(0, 0), gx = (at(0, 1) - at(0, -1)) / 2, gy = (at(1, 0) - at(-1, 0)) / 2;
+  const double hxx = (at(0, 2) - 2 * middle + at(0, -2)) / 4, hyy = (at(2, 0) - 2 * middle + at(-2, 0)) / 4;
+  const double hxy = (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1)) / 4, det = hxx * hyy - hxy * hxy;
+  if (det != 0 && __builtin_fabs(det) < __builtin_inf()) {
+    x -= (hyy * gx - hxy * gy) / det;
+    y -= (hxx * gy - hxy * gx) / det;
+  }
+}
+
+inline void decode_map(const Map &map, const Map *next, const DecodeArgs &args, const double *transform,
+                       float *keypoint, float *score) {
   // Without merging, the rows of a narrow map are as good as one long one.
   const Map rows = map.mirror || map.w >= kLanes ? map : Map{map.direct, nullptr, 1, map.h * map.w, 0};
   const Best best = map.mirror ? scan<true>(rows, next) : scan<false>(rows, next);
@@ -142,14 +189,16 @@ inline void decode_map(const Map &map, const Map *next, bool quarter, const doub
     return;
   }
   const int64_t index = best.value > 0 ? best.index : 0, px = index % map.w, py = index / map.w;
-  float x = float(px), y = float(py);
-  if (quarter && px > 1 && px < map.w - 1 && py > 1 && py < map.h - 1) {
+  double x = double(px), y = double(py);
+  if (args.quarter && px > 1 && px < map.w - 1 && py > 1 && py < map.h - 1) {
     x += quarter_step(value_at(map, py, px - 1), value_at(map, py, px + 1));
     y += quarter_step(value_at(map, py - 1, px), value_at(map, py + 1, px));
   }
+  if (args.blur && px > 1 && px < map.w - 2 && py > 1 && py < map.h - 2)
+    taylor_step(map, args.taps, args.blur, px, py, x, y);
   *score = best.value;
-  keypoint[0] = transform ? float(transform[0] * x + transform[1] * y + transform[2]) : x;
-  keypoint[1] = transform ? float(transform[3] * x + transform[4] * y + transform[5]) : y;
+  keypoint[0] = float(transform ? transform[0] * x + transform[1] * y + transform[2] : x);
+  keypoint[1] = float(transform ? transform[3] * x + transform[4] * y + transform[5] : y);
 }
 
 void decode_fwd(const DecodeArgs &args) {
@@ -165,7 +214,7 @@ void decode_fwd(const DecodeArgs &args) {
     for (int64_t m = begin; m < end; ++m) {
       const Map map = map_at(m), next = map_at(m + 1 < end ? m + 1 : m);
       const double *transform = args.transforms ? args.transforms + m / args.k * 6 : nullptr;
-      decode_map(map, far ? &next : nullptr, args.quarter, transform, args.keypoints + m * 2, args.scores + m);
+      decode_map(map, far ? &next : nullptr, args, transform, args.keypoints + m * 2, args.scores + m);
     }
   });
 }

@@ -4,6 +4,8 @@
 
 namespace hrpose {
 
+constexpr int kMaxBlur = 27; // MAX_BLUR in hrpose/ops/decode.py
+
 // All tensors are dense and row-major. Sizes are >= 1 except n >= 0. threads >= 1 is the number of workers to split
 // over.
 struct DecodeArgs {
@@ -14,8 +16,10 @@ struct DecodeArgs {
   float *keypoints;         // (n, k, 2) out
   float *scores;            // (n, k) out
   int64_t n, k, h, w;
-  bool shift;   // move the mirrored maps one column to the right
-  bool quarter; // refine by a quarter of a pixel
+  bool shift;         // move the mirrored maps one column to the right
+  bool quarter;       // refine by a quarter of a pixel
+  const double *taps; // (blur) of DARK's Gaussian; read only with blur
+  int blur;           // refine by DARK: odd, 3..kMaxBlur; else 0
   int threads;
 };
 
@@ -23,10 +27,13 @@ struct CropArgs {
   const uint8_t *image;     // (image_h, image_w, 3); both sides <= 2^20
   const double *transforms; // (n, 2, 3) image px -> crop px
   double *inverses;         // (n, 2, 3) workspace
-  float *out;               // (n, 3, h, w)
+  void *out;                // (n, 3, h, w); with channels_last (n, h, w, 3); with mirror 2 n of them
   int64_t image_h, image_w, n, h, w;
   float scale[3], bias[3]; // out = grey * scale + bias, per channel
   bool opencv4;            // OpenCV 2.4-4.x fixed point instead of exact bilinear
+  bool mirror;             // behind the crops, the same with their columns in reverse
+  bool channels_last;
+  bool bf16; // out, rounded to nearest; else float
   int threads;
 };
 

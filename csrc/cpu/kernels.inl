@@ -23,6 +23,7 @@ using hrpose::BottlenecksArgs;
 using hrpose::ConvArgs;
 using hrpose::CropArgs;
 using hrpose::DecodeArgs;
+using hrpose::kMaxBlur;
 using hrpose::kMaxKernel;
 using hrpose::RamSumArgs;
 using hrpose::RamSumGradArgs;
@@ -34,6 +35,7 @@ constexpr bool kBf16 = true;
 constexpr bool kBf16 = false;
 #endif
 
+#include "bfloat16.h"
 #include "vec.h"
 #include "workers.h"
 

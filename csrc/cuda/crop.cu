@@ -1,15 +1,18 @@
 // Affine crops of one uint8 image, as csrc/cpu/crop.inl defines them: bilinear, zero outside, normalised; both modes, and
-// the same floats. A crop whose transform cannot be inverted is NaN, and is reported in `bad`.
+// the same floats, rounded to the type of the output. A crop whose transform cannot be inverted is NaN, and is reported
+// in `bad`.
 //
-// Reads up to 12 bytes of the image per pixel, most of them from the cache, and writes 12 bytes: bound by memory. A
-// thread takes `count` neighbours of a row, so that it stores 16 bytes of each plane at once; single pixels where rows do
-// not start on 16 bytes. Coordinates are in double: there is no other way to the reference's numbers.
+// Reads up to 12 bytes of the image per pixel, most of them from the cache, and writes 12 bytes, or 6 in the half types,
+// twice that with mirrored copies: bound by memory. A thread takes kTogether neighbours of a row, so that it stores four
+// values at once; single pixels where the width is no multiple of that or the output not aligned. Coordinates are in
+// double: there is no other way to the reference's numbers.
 #include "device.h"
 
 namespace hrpose::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kTogether = 4;
 constexpr int kFixed = 1024; // opencv4: coordinates count 1/1024 px ...
 constexpr int kSteps = 32;   // ... and are then rounded to 1/32 px
 // Coordinates are clamped to +-kFar before they become int. Images end at 2^20 px = kFar / kFixed: still outside.
@@ -79,8 +82,34 @@ __device__ void pixel(const CropArgs &a, const double *inverse, int x, int y, fl
   }
 }
 
-template <bool opencv4, int count>
-__global__ void __launch_bounds__(kThreads) crop_kernel(const __grid_constant__ CropArgs a) {
+__device__ void store4(float *to, const float (&v)[4]) { store16(to, narrow<float>(v)); }
+template <class T> __device__ void store4(T *to, const float (&v)[4]) {
+  *reinterpret_cast<uint2 *>(to) = {pack<T>(v[0], v[1]), pack<T>(v[2], v[3])};
+}
+
+// `count` pixels from `first` on, row-major, of `image` of the output; mirrored, where their mirrored copies belong.
+template <class T, bool mirrored, int count>
+__device__ void store(const CropArgs &a, int64_t image, int first, const float (&values)[3][count]) {
+  const int size = int(a.h * a.w), y = first / int(a.w), x = first - y * int(a.w);
+  const int at = mirrored ? y * int(a.w) + int(a.w) - count - x : first;
+  T *out = static_cast<T *>(a.out) + image * 3 * size;
+  const auto value = [&](int c, int i) { return values[c][mirrored ? count - 1 - i : i]; };
+#pragma unroll
+  for (int part = 0; part < 3; ++part)
+    if constexpr (count == 1) {
+      out[a.channels_last ? int64_t(at) * 3 + part : int64_t(part) * size + at] = narrow<T>(value(part, 0));
+    } else if (a.channels_last) { // 12 values, pixel by pixel
+      const int j = part * 4;
+      store4(out + int64_t(at) * 3 + j, {value(j % 3, j / 3), value((j + 1) % 3, (j + 1) / 3),
+                                         value((j + 2) % 3, (j + 2) / 3), value((j + 3) % 3, (j + 3) / 3)});
+    } else {
+      store4(out + int64_t(part) * size + at, {value(part, 0), value(part, 1), value(part, 2), value(part, 3)});
+    }
+}
+
+// No launch bounds: told of kThreads, ptxas for sm_120 spills where it has registers to spare.
+template <class T, bool opencv4, int count>
+__global__ void crop_kernel(const __grid_constant__ CropArgs a) {
   const int size = int(a.h * a.w), blocks = ceil_div(size / count, kThreads); // of a crop
   const int n = blockIdx.x / blocks, block = blockIdx.x - n * blocks;
   Inverse &inverse = shared<Inverse>();
@@ -95,25 +124,24 @@ __global__ void __launch_bounds__(kThreads) crop_kernel(const __grid_constant__ 
     return;
   const int y = first / int(a.w), x = first - y * int(a.w);
   float values[3][count];
+#pragma unroll
   for (int i = 0; i < count; ++i) {
     float one[3] = {NAN, NAN, NAN};
     if (inverse.good)
       pixel<opencv4>(a, inverse.m, x + i, y, one);
+#pragma unroll
     for (int c = 0; c < 3; ++c)
       values[c][i] = one[c];
   }
-  float *out = a.out + int64_t(n) * 3 * size + first;
-  for (int c = 0; c < 3; ++c, out += size)
-    if constexpr (count == kPerLoad<float>)
-      store16(out, narrow<float>(values[c]));
-    else
-      *out = values[c][0];
+  store<T, false>(a, n, first, values);
+  if (a.mirror)
+    store<T, true>(a, n + a.n, first, values);
 }
 
-template <bool opencv4> const char *crop(const CropArgs &args, Stream stream) {
-  const bool chunks = args.w % kPerLoad<float> == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
-  const auto kernel = chunks ? crop_kernel<opencv4, kPerLoad<float>> : crop_kernel<opencv4, 1>;
-  const int64_t threads = args.h * args.w / (chunks ? kPerLoad<float> : 1);
+template <class T, bool opencv4> const char *crop(const CropArgs &args, Stream stream) {
+  const bool chunks = args.w % kTogether == 0 && reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+  const auto kernel = chunks ? crop_kernel<T, opencv4, kTogether> : crop_kernel<T, opencv4, 1>;
+  const int64_t threads = args.h * args.w / (chunks ? kTogether : 1);
   return launch({dim3(unsigned(args.n * ceil_div(threads, int64_t(kThreads)))), dim3(kThreads), stream}, kernel, args);
 }
 
@@ -122,7 +150,10 @@ template <bool opencv4> const char *crop(const CropArgs &args, Stream stream) {
 const char *crop_fwd(const CropArgs &args, Stream stream) {
   if (args.n == 0)
     return nullptr;
-  return args.opencv4 ? crop<true>(args, stream) : crop<false>(args, stream);
+  return with_type(args.type, [&](auto value) {
+    using T = decltype(value);
+    return args.opencv4 ? crop<T, true>(args, stream) : crop<T, false>(args, stream);
+  });
 }
 
 } // namespace hrpose::cuda

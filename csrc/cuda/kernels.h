@@ -19,6 +19,7 @@ const char *probe_device(int device, char name[256], int *major, int *minor, int
 
 // All tensors are dense and row-major, on the device. Sizes are >= 1 except n >= 0.
 constexpr int kMaxJoints = 256; // MAX_JOINTS in hrpose/ops/decode.py: their permutation travels with the launch
+constexpr int kMaxBlur = 27; // MAX_BLUR in hrpose/ops/decode.py: a warp's lanes take the rows of blur + 4
 struct DecodeArgs {
   const void *heatmaps;     // (n, k, h, w), h w <= 2^30
   const void *flipped;      // the same shape, maps of the mirrored input, or null
@@ -27,20 +28,25 @@ struct DecodeArgs {
   float *keypoints;         // (n, k, 2) out
   float *scores;            // (n, k) out
   int64_t n, k, h, w;
-  bool shift;   // move the mirrored maps one column to the right
-  bool quarter; // refine by a quarter of a pixel
-  Type type;    // of the maps
+  bool shift;         // move the mirrored maps one column to the right
+  bool quarter;       // refine by a quarter of a pixel
+  const double *taps; // (blur) on the host, read before return: DARK's Gaussian; with blur
+  int blur;           // refine by DARK: odd, 3..kMaxBlur; else 0
+  Type type;          // of the maps
 };
 const char *decode_fwd(const DecodeArgs &args, Stream stream);
 
 struct CropArgs {
   const uint8_t *image;     // (image_h, image_w, 3); both sides <= 2^20
   const double *transforms; // (n, 2, 3) image px -> crop px
-  float *out;               // (n, 3, h, w), at most 2^31 values
+  void *out;                // (n, 3, h, w); with channels_last (n, h, w, 3); with mirror 2 n of them; at most 2^31 values
   bool *bad;                // (n) out: this transform cannot be inverted
   int64_t image_h, image_w, n, h, w;
   float scale[3], bias[3]; // out = grey * scale + bias, per channel
   bool opencv4;            // OpenCV 2.4-4.x fixed point instead of exact bilinear
+  bool mirror;             // behind the crops, the same with their columns in reverse
+  bool channels_last;
+  Type type; // of out, rounded to nearest
 };
 const char *crop_fwd(const CropArgs &args, Stream stream);
 

@@ -64,13 +64,19 @@ def pipeline_case(persons: int, settings: Settings) -> Case:
         return plain_pipeline(model, file, boxes)
 
     case = Case(plain(), LIMIT, flops=4 * persons * count_cost(model, SIZE).macs)
-    predictor = Predictor(copy.deepcopy(model), protocol=Protocol(crop="opencv4"))  # optimizes by itself
 
-    def ours() -> tuple[np.ndarray, np.ndarray]:
-        poses = predictor(file, boxes)
-        return poses.keypoints, poses.scores
+    def enter(name: str, **options) -> None:
+        predictor = Predictor(copy.deepcopy(model), protocol=Protocol(crop="opencv4"), **options)  # optimizes by itself
 
-    case.enter("hrpose.Predictor", OURS, ours)
+        def ours() -> tuple[np.ndarray, np.ndarray]:
+            poses = predictor(file, boxes)
+            return poses.keypoints, poses.scores
+
+        case.enter(name, OURS, ours)
+
+    enter("hrpose.Predictor")
+    if settings.device.type == "cuda":
+        enter("hrpose.Predictor without CUDA graphs", graphs=False)
     folded = copy.deepcopy(model)
     fold_batch_norms(folded)
     folded.to(memory_format=torch.channels_last)

@@ -112,6 +112,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-flip", action="store_true", help="do not average with the mirrored image's heatmaps")
     parser.add_argument("--no-shift", action="store_true", help="do not shift the mirrored heatmaps by one pixel")
     parser.add_argument("--refine", choices=REFINEMENTS, default="quarter", help="sub-pixel step of the decoder")
+    parser.add_argument("--blur", type=int, default=11, metavar="PX",
+                        help="for --refine dark: 11 for networks trained with sigma 2, 17 for sigma 3")  # fmt: skip
     parser.add_argument("--crop", choices=CROPS, default="exact", help="opencv4: the arithmetic of published APs")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="persons per forward pass")
@@ -127,6 +129,7 @@ def protocol_from(options: argparse.Namespace) -> Protocol:
         flip=not options.no_flip,
         shift=not options.no_shift,
         refine=options.refine,
+        blur=options.blur,
         crop=options.crop,
         precision=options.precision,
     )

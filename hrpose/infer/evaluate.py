@@ -23,7 +23,7 @@ from hrpose.eval.coco import coco_metrics, results_from_predictions
 from hrpose.eval.mpii import GroundTruth, check_same_persons, pckh_metrics
 from hrpose.eval.pck import pck
 from hrpose.geometry import box_regions, crop_transforms
-from hrpose.infer.form import inference_form
+from hrpose.infer.form import crop_dtype, inference_form
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 from hrpose.ranks import ALONE, Ranks
 
@@ -162,11 +162,13 @@ def _estimate_share(
     scores = np.zeros((len(persons), skeleton.num_joints), np.float32)
     done: list[int] = []
     device, network = device_of(model), inference_form(model, protocol.precision)
-    images = _ImageCrops(persons, Path(folder), size, protocol, ranks)
+    images = _ImageCrops(persons, Path(folder), size, protocol, crop_dtype(network), ranks)
     loaded = load(images, workers, batch_size=None)
     with dead_worker_as_input_error():
         for indices, crops, transforms in _batches(loaded, batch_size):
-            keypoints[indices], scores[indices] = estimate(network, crops.to(device), transforms, skeleton, protocol)
+            keypoints[indices], scores[indices] = estimate(
+                network, crops.to(device), transforms, skeleton, protocol, batch_size
+            )
             done += indices
             broken = [i for i in indices if not np.isfinite(scores[i]).all()]
             if broken:
@@ -185,13 +187,19 @@ class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
     """Per image of a rank: the indices of its persons, their crops (n, 3, H, W) and transforms (n, 2, 3)."""
 
     def __init__(
-        self, persons: Sequence[Person], folder: Path, size: tuple[int, int], protocol: Protocol, ranks: Ranks
+        self,
+        persons: Sequence[Person],
+        folder: Path,
+        size: tuple[int, int],
+        protocol: Protocol,
+        dtype: torch.dtype,
+        ranks: Ranks,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, person in enumerate(persons):
             groups.setdefault(person.file_name, []).append(index)
         self.groups, self.persons = list(groups.items())[ranks.rank :: ranks.world], persons
-        self.folder, self.size, self.protocol = folder, size, protocol
+        self.folder, self.size, self.protocol, self.dtype = folder, size, protocol, dtype
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -200,7 +208,8 @@ class _ImageCrops(Dataset[tuple[list[int], Tensor, Tensor]]):
         _, indices = self.groups[position]
         image = load_image(self.persons[indices[0]], self.folder)
         transforms = crop_transforms([self.persons[i].box for i in indices], self.size, self.protocol.padding)
-        return indices, ops.crop(image, transforms, self.size, self.protocol.crop, MEAN, STD), transforms
+        output = {"dtype": self.dtype, "memory_format": torch.channels_last}
+        return indices, ops.crop(image, transforms, self.size, self.protocol.crop, MEAN, STD, **output), transforms
 
 
 def _batches(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hrpose import ops
 from hrpose.checkpoint import load_checkpoint
@@ -17,7 +17,8 @@ from hrpose.data.appearance import MEAN, STD
 from hrpose.errors import InputError, check
 from hrpose.geometry import as_boxes, as_size, crop_transforms, whole_image_box
 from hrpose.image import as_image
-from hrpose.infer.form import inference_form
+from hrpose.infer import graphs as cuda_graphs
+from hrpose.infer.form import InferenceForm, crop_dtype, inference_form
 from hrpose.infer.protocol import Protocol, check_model, check_pose_model, device_of, estimate
 from hrpose.skeleton import COCO17, Skeleton
 
@@ -52,7 +53,9 @@ class Predictor:
         device:     where to compute; default: for a path CUDA if there is a device, else the CPU; for a network where
             it is.
         protocol:   flip test, decoder, crop arithmetic, precision.
-        batch_size: persons per forward pass; boxes of several images share batches.
+        batch_size: images per forward pass; boxes of several images share batches.
+        graphs:     on CUDA, run batches of up to 8 images as CUDA graphs, which are captured when first needed; without
+                    effect on networks that are not ``create_model``'s.
     Calls are independent of one another, so one predictor may serve several threads.
     Raises: InputError for a broken checkpoint or a skeleton of another number of joints.
     """
@@ -66,6 +69,7 @@ class Predictor:
         device: str | torch.device | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008 - frozen
         batch_size: int = 32,
+        graphs: bool = True,
     ) -> None:
         if isinstance(model, (str, Path)):
             checkpoint = load_checkpoint(model)
@@ -87,6 +91,12 @@ class Predictor:
         check(batch_size > 0, "Predictor", f"batch_size must be > 0, got {batch_size}")
         check_model(model, self.size, self.skeleton)
         self.network = inference_form(self.model, protocol.precision)
+        self.dtype = crop_dtype(self.network)
+        if graphs and self._has_graphs():
+            self.network = cuda_graphs.Graphed(self.network, cuda_graphs.Cuda(self.device))
+
+    def _has_graphs(self) -> bool:
+        return self.device.type == "cuda" and isinstance(self.network, InferenceForm)
 
     def _default_skeleton(self) -> Skeleton:
         joints = getattr(self.model, "hrpose_config", {}).get("num_keypoints")
@@ -117,6 +127,17 @@ class Predictor:
         )
         return self._estimate([as_image(image, f"image {i}") for i, image in enumerate(images)], boxes)
 
+    def _crop(self, image: np.ndarray, transforms: Tensor) -> Tensor:
+        """Crops and, for the flip test, their mirrored copies, on the network's device; made there unless the image is
+        larger than they are: what is smaller travels."""
+        flip, (width, height) = self.protocol.flips(self.skeleton), self.size
+        size = len(transforms) * (2 if flip else 1) * 3 * height * width * self.dtype.itemsize
+        pixels: Any = image
+        if self.device.type != "cpu" and image.nbytes <= size:
+            pixels, transforms = torch.tensor(image, device=self.device), transforms.to(self.device)
+        output = {"mirror": flip, "dtype": self.dtype, "memory_format": torch.channels_last}
+        return ops.crop(pixels, transforms, self.size, self.protocol.crop, MEAN, STD, **output).to(self.device)
+
     def _estimate(self, images: Sequence[np.ndarray], boxes: Sequence[Any]) -> list[Poses]:
         checked = [
             as_boxes(
@@ -134,13 +155,13 @@ class Predictor:
             of_image: dict[int, list[int]] = {}
             for i, j in batch:
                 of_image.setdefault(i, []).append(j)
-            crops = [
-                ops.crop(images[i], transforms[i][j], self.size, self.protocol.crop, MEAN, STD)
-                for i, j in of_image.items()
-            ]
-            matrices = torch.cat([transforms[i][j] for i, j in of_image.items()])
+            matrices = [transforms[i][j] for i, j in of_image.items()]
+            crops = [self._crop(images[i], some) for i, some in zip(of_image, matrices, strict=True)]
+            if len(crops) > 1:  # all crops, then all mirrored copies
+                halves = [c.split(len(some)) for c, some in zip(crops, matrices, strict=True)]
+                crops = [torch.cat([part for half in zip(*halves, strict=True) for part in half])]
             found, found_scores = estimate(
-                self.network, torch.cat(crops).to(self.device), matrices, self.skeleton, self.protocol
+                self.network, crops[0], torch.cat(matrices), self.skeleton, self.protocol, self.batch_size
             )
             if not found_scores.isfinite().all():
                 i, j = batch[int(found_scores.isfinite().all(1).int().argmin())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from hrpose import ops
 from hrpose.errors import check
 from hrpose.geometry import PADDING, heatmap_to_image
+from hrpose.ops.decode import REFINEMENTS, check_blur
 from hrpose.skeleton import Skeleton
 
-REFINEMENTS = ("quarter", "none")
 CROPS = ("exact", "opencv4")
 PRECISIONS = ("fp32", "bf16")
 
@@ -26,7 +27,8 @@ class Protocol:
     flip:      average with the heatmaps of the mirrored input.
     shift:     move the mirrored heatmaps one pixel right before averaging (HRNet's SHIFT_HEATMAP): a stride-4 grid is
                not symmetric.
-    refine:    "quarter": a quarter pixel towards the higher neighbour; "none".
+    refine:    "quarter": a quarter pixel towards the higher neighbour; "dark": DARK, see ``ops.decode``; "none".
+    blur:      the side of DARK's Gaussian: 11 for networks trained with targets of sigma 2, 17 for sigma 3.
     crop:      "exact" bilinear, or "opencv4": the fixed-point arithmetic that published APs were measured with.
     padding:   how much larger than its box the region is that the network sees.
     precision: "fp32", or "bf16" for mixed precision.
@@ -35,6 +37,7 @@ class Protocol:
     flip: bool = True
     shift: bool = True
     refine: str = "quarter"
+    blur: int = 11
     crop: str = "exact"
     padding: float = PADDING
     precision: str = "fp32"
@@ -43,13 +46,19 @@ class Protocol:
         for name, choices in (("refine", REFINEMENTS), ("crop", CROPS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             check(value in choices, "protocol", f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        check_blur(self.blur, "protocol")
         valid = math.isfinite(self.padding) and self.padding > 0
         check(valid, "protocol", f"padding must be finite and > 0, got {self.padding}")
 
+    def flips(self, skeleton: Skeleton) -> bool:
+        """Does the flip test take place? Without flip pairs it cannot."""
+        return self.flip and skeleton.flip_pairs is not None
+
     def label(self, skeleton: Skeleton) -> dict[str, Any]:
         """The choices as they take effect with `skeleton`, for result lines."""
-        flip = self.flip and skeleton.flip_pairs is not None
-        return {"flip": flip, "shift": flip and self.shift, "decoder": self.refine, "crop": self.crop,
+        flip = self.flips(skeleton)
+        decoder = f"dark, blur {self.blur}" if self.refine == "dark" else self.refine
+        return {"flip": flip, "shift": flip and self.shift, "decoder": decoder, "crop": self.crop,
                 "padding": self.padding, "precision": self.precision}  # fmt: skip
 
 
@@ -84,29 +93,39 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.inference_mode()
 def estimate(
-    model: nn.Module, crops: Tensor, transforms: Tensor, skeleton: Skeleton, protocol: Protocol
+    model: Callable[[Tensor], Tensor],
+    crops: Tensor,
+    transforms: Tensor,
+    skeleton: Skeleton,
+    protocol: Protocol,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Keypoints of cropped persons.
 
     Args:
         model:      in eval mode; images (N, 3, H, W) -> heatmaps (N, K, h, w).
-        crops:      (N, 3, H, W) normalised, on the model's device.
+        crops:      (N, 3, H, W) normalised, on the model's device; for the flip test also (2 N, 3, H, W) with the
+                    mirrored copies behind (``ops.crop(mirror=True)``), which are made here otherwise.
         transforms: (N, 2, 3) float64, image pixels -> input pixels, that the crops were made with.
+        batch_size: images per forward pass, mirrored ones too; None: all at once.
     Returns: keypoints (N, K, 2) x, y in image pixels, scores (N, K), both float32 on the CPU.
     Raises: InputError if the model has another number of heatmaps than `skeleton` has joints.
     """
+    flip, n = protocol.flips(skeleton), len(transforms)
     crops = crops.contiguous(memory_format=torch.channels_last)
-    flip = protocol.flip and skeleton.flip_pairs is not None
+    if flip and len(crops) == n:
+        crops = torch.cat((crops, crops.flip(3)))
     with torch.autocast(crops.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-        heatmaps = model(crops)
-        flipped = model(crops.flip(3)) if flip else None
+        parts = [model(part) for part in crops.split(batch_size or len(crops))]
+    heatmaps = parts[0] if len(parts) == 1 else torch.cat(parts)
     check_joints(heatmaps.shape[1], skeleton)
     keypoints, scores = ops.decode(
-        heatmaps,
-        flipped,
+        heatmaps[:n],
+        heatmaps[n:] if flip else None,
         flip_pairs=skeleton.flip_pairs if flip else None,
         shift=protocol.shift,
         refine=protocol.refine,
+        blur=protocol.blur,
         transforms=heatmap_to_image(transforms, crops.shape[3] / heatmaps.shape[3]).to(heatmaps.device),
     )
     return keypoints.cpu(), scores.cpu()

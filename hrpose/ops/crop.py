@@ -14,6 +14,8 @@ WHERE = "crop"
 MAX_IMAGE_SIDE = 1 << 20  # the kernel's clamped fixed-point coordinates still end outside such an image
 MAX_SIDE = 1 << 14
 MAX_VALUES = 1 << 31  # 8 GiB of float32
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Up to this many output pixels (two crops of 192 x 256) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 1 << 17
 
@@ -26,8 +28,11 @@ def crop(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     out: Tensor | None = None,
+    mirror: bool = False,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Bilinear affine crops of one image, zero outside it, as float planes ready for the network.
+    """Bilinear affine crops of one image, zero outside it, ready for the network.
 
         (sx, sy) = inverse(transforms[n]) (x, y);   v = bilinear image at (sx, sy), a neighbour outside counting as 0
         out[n, c, y, x] = v                         without mean and std: 0..255
@@ -37,23 +42,30 @@ def crop(
         image: (H, W, 3) uint8, any strides, sides 1..2^20. Channels keep their order.
         transforms: (N, 2, 3) float32 or float64, image px -> crop px, pixel centres at integers, N >= 0; finite and
             invertible.
-        size: (width, height) of the crops, 1..16384 each, N * 3 * height * width <= 2^31.
+        size: (width, height) of the crops, 1..16384 each, at most 2^31 values of output.
         mode: "exact": coordinates in double, weights and sums in float32. "opencv4": what cv::warpAffine(INTER_LINEAR)
             of OpenCV 2.4-4.x computes, in steps of 1/32 px and rounded to whole grey levels, which published results
             were made with.
         mean, std: three numbers each, in units of 1 (not 255), std > 0; both or neither.
-        out: where to write the crops, contiguous: their place in a batch, say.
+        out: where to write the crops, of the shape, dtype and memory format they have: their place in a batch, say.
+        mirror: append the mirrored copies, crop.flip(3), for the flip test.
+        dtype: torch.float32, or torch.bfloat16 or torch.float16, which the float32 values are rounded to.
+        memory_format: torch.contiguous_format, or torch.channels_last, which networks prefer.
 
-    Returns: (N, 3, height, width) float32 on the device of the image; `out` where given.
-    Raises: InputError on a wrong shape, dtype, device, size, mode, normalisation or `out`, and on a transform that is
-        not finite or not invertible, naming its index. On CUDA the latter waits for the result; while a CUDA graph is
-        being captured it cannot, and such a crop is NaN.
-    Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops, in a kernel on CPUs and CUDA.
+    Returns: (N, 3, height, width), with `mirror` (2 N, 3, height, width), on the image's device; `out` where given.
+    Raises: InputError on a wrong shape, dtype, device, size, mode, normalisation, memory format or `out`, and on a
+        transform that is not finite or not invertible, naming its index. On CUDA the latter waits for the result; while
+        a CUDA graph is being captured it cannot, and such a crop is NaN.
+    Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops, 6 in the half types, twice that with
+        `mirror`, in a kernel on CPUs and CUDA. float16 is made of float32 on the CPU.
     """
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
-    arguments = image, transforms, width, height, mode == "opencv4", scale, bias
+    _check_output(transforms.shape[0], width, height, mirror, dtype, memory_format)
+    output = bool(mirror), dtype, memory_format == torch.channels_last
+    arguments = image, transforms, width, height, mode == "opencv4", scale, bias, *output
     if out is not None:
-        _check_out(out, (transforms.shape[0], 3, height, width), image.device)
+        shape = (transforms.shape[0] * (2 if mirror else 1), 3, height, width)
+        _check_out(out, shape, dtype, memory_format, image.device)
     run = _reference
     if _ext.usable(image, transforms, cuda=True):
         if _ext.unobserved(image, transforms):
@@ -69,10 +81,15 @@ def crop_reference(
     mode: str = "exact",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    mirror: bool = False,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """`crop` in plain PyTorch, on any device with float64; equal to the kernels bit for bit."""
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
-    return _reference(image, transforms, width, height, mode == "opencv4", scale, bias)
+    _check_output(transforms.shape[0], width, height, mirror, dtype, memory_format)
+    output = bool(mirror), dtype, memory_format == torch.channels_last
+    return _reference(image, transforms, width, height, mode == "opencv4", scale, bias, *output)
 
 
 def _checked(
@@ -106,21 +123,34 @@ def _checked(
         raise InputError(f"{WHERE}: size must be (width, height), got {size!r}") from error
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise InputError(f"{WHERE}: size must be (width, height) of 1..{MAX_SIDE} px each, got {size!r}")
-    if transforms.shape[0] * 3 * width * height > MAX_VALUES:
-        raise InputError(
-            f"{WHERE}: transforms must be few enough for {MAX_VALUES} output values, "
-            f"got {transforms.shape[0]} crops of {width} x {height}; crop in batches"
-        )
     if mode not in ("exact", "opencv4"):
         raise InputError(f"{WHERE}: mode must be 'exact' or 'opencv4', got {mode!r}")
     return image, transforms, width, height, *_scale_bias(mean, std)
 
 
-def _check_out(out: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    valid = isinstance(out, Tensor) and out.shape == shape and out.dtype == torch.float32 and out.device == device
-    if not valid or not out.is_contiguous() or out.requires_grad:
+def _check_out(
+    out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format, device: torch.device
+) -> None:
+    valid = isinstance(out, Tensor) and out.shape == shape and out.dtype == dtype and out.device == device
+    if not valid or not out.is_contiguous(memory_format=memory_format) or out.requires_grad:
         got = f"{tuple(out.shape)} {out.dtype} on {out.device}" if isinstance(out, Tensor) else type(out).__name__
-        raise InputError(f"{WHERE}: out must be a contiguous {shape} float32 on {device} without gradient, got {got}")
+        kind = "contiguous" if memory_format == torch.contiguous_format else "channels_last"
+        wanted = f"a {kind} {shape} {str(dtype).removeprefix('torch.')} on {device}"
+        raise InputError(f"{WHERE}: out must be {wanted} without gradient, got {got}")
+
+
+def _check_output(
+    n: int, width: int, height: int, mirror: bool, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    if n * (6 if mirror else 3) * width * height > MAX_VALUES:
+        raise InputError(
+            f"{WHERE}: transforms must be few enough for {MAX_VALUES} output values, "
+            f"got {n} crops of {width} x {height}{' and their copies' * bool(mirror)}; crop in batches"
+        )
+    if dtype not in DTYPES:
+        raise InputError(f"{WHERE}: dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    if memory_format not in LAYOUTS:
+        raise InputError(f"{WHERE}: memory_format must be one of {', '.join(map(str, LAYOUTS))}, got {memory_format}")
 
 
 def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
@@ -153,8 +183,9 @@ _cached_folded = functools.lru_cache(_folded)
 
 
 def _reference(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
-) -> Tensor:
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
+    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+) -> Tensor:  # fmt: skip
     inverse = torch.ops.hrpose.invert_affine(transforms)[..., None, None]  # (N, 2, 3, 1, 1)
     x = torch.arange(width, dtype=torch.float64, device=image.device)
     y = torch.arange(height, dtype=torch.float64, device=image.device)[:, None]
@@ -176,7 +207,9 @@ def _reference(
         top, bottom = a + fx * (b - a), c + fx * (d - c)
         grey = top + fy * (bottom - top)
     grey = grey * torch.tensor(scale, device=image.device) + torch.tensor(bias, device=image.device)
-    return grey.permute(0, 3, 1, 2).contiguous()
+    grey = torch.cat((grey, grey.flip(2))) if mirror else grey
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return grey.to(dtype).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 def _tap(image: Tensor, iy: Tensor, ix: Tensor) -> Tensor:
@@ -217,47 +250,53 @@ def _refuse(transforms: Tensor, index: int) -> None:
 
 
 def _crop(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float]
-) -> Tensor:
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
+    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+) -> Tensor:  # fmt: skip
     # An exported graph may run where there is no kernel.
     run = _launch if _ext.usable(image, transforms, cuda=True) else _reference
-    return run(image, transforms, width, height, opencv4, scale, bias)
+    return run(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
 
 
 def _launch(
-    image: Tensor,
-    transforms: Tensor,
-    width: int,
-    height: int,
-    opencv4: bool,
-    scale: list[float],
-    bias: list[float],
-    out: Tensor | None = None,
-) -> Tensor:
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
+    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    if image.is_cpu and dtype == torch.float16:
+        wide = _launch(image, transforms, width, height, opencv4, scale, bias, mirror, torch.float32, channels_last)
+        return wide.to(dtype) if out is None else out.copy_(wide)
     image, transforms = image.contiguous(), transforms.double().contiguous()
-    out = _crop_fake(image, transforms, width, height, opencv4, scale, bias) if out is None else out
+    if out is None:
+        out = _crop_fake(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
     n = transforms.shape[0]
     sizes, normalise = (*image.shape[:2], n, height, width), (*scale, *bias)
+    layout = opencv4, mirror, channels_last
     if image.is_cpu:
         inverses = torch.empty_like(transforms)
         addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
         threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
-        first_bad = _ext.kernels().crop_fwd(*addresses, *sizes, *normalise, opencv4, threads)
+        first_bad = _ext.kernels().crop_fwd(*addresses, *sizes, *normalise, *layout, dtype == torch.bfloat16, threads)
         if first_bad >= 0:
             _refuse(transforms, first_bad)
         return out
     bad = image.new_empty(n, dtype=torch.bool)
     addresses = [t.data_ptr() for t in (image, transforms, out, bad)]
     with _ext.current_stream(image) as stream:
-        _ext.kernels().crop_fwd_cuda(*addresses, *sizes, *normalise, opencv4, stream)
+        _ext.kernels().crop_fwd_cuda(*addresses, *sizes, *normalise, *layout, _ext.CUDA_TYPES[dtype], stream)
         capturing = torch.cuda.is_current_stream_capturing()
     if not capturing and True in (flags := bad.tolist()):
         _refuse(transforms, flags.index(True))
     return out
 
 
-def _crop_fake(image: Tensor, transforms: Tensor, width: int, height: int, opencv4, scale, bias) -> Tensor:
-    return image.new_empty(transforms.shape[0], 3, height, width, dtype=torch.float32)
+def _crop_fake(
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4, scale, bias,
+    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+) -> Tensor:  # fmt: skip
+    n = transforms.shape[0] * (2 if mirror else 1)
+    if channels_last:
+        return image.new_empty((n, height, width, 3), dtype=dtype).permute(0, 3, 1, 2)
+    return image.new_empty((n, 3, height, width), dtype=dtype)
 
 
 # It waits for the card, which no CUDA graph may; the compiler then leaves it out of its own.
@@ -268,7 +307,8 @@ torch.library.register_fake(
     "hrpose::invert_affine", lambda transforms: torch.empty_like(transforms, dtype=torch.float64), lib=_ext.library
 )
 _ext.library.define(
-    "crop(Tensor image, Tensor transforms, int width, int height, bool opencv4, float[] scale, float[] bias) -> Tensor"
+    "crop(Tensor image, Tensor transforms, int width, int height, bool opencv4, float[] scale, float[] bias,"
+    " bool mirror=False, ScalarType dtype=float, bool channels_last=False) -> Tensor"
 )
 _ext.implement("crop", _crop)
 torch.library.register_fake("hrpose::crop", _crop_fake, lib=_ext.library)

@@ -1,6 +1,7 @@
-"""Heatmaps to keypoints: flip merge, arg-max, quarter offset, map to the image."""
+"""Heatmaps to keypoints: flip merge, arg-max, quarter offset or DARK, map to the image."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ PARALLEL_ABOVE = 64 * 17 * 64 * 48
 MAX_MAP = 1 << 30  # the kernels count the values of a map in int32
 MAX_MAPS = 1 << 30  # blocks of a CUDA grid
 MAX_JOINTS = 256  # kMaxJoints in csrc/cuda/kernels.h
+REFINEMENTS = ("quarter", "dark", "none")
+MAX_BLUR = 27  # kMaxBlur in csrc/{cpu,cuda}/kernels.h
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, *HALVES)
 
@@ -26,12 +29,15 @@ def decode(
     shift: bool = True,
     refine: str = "quarter",
     transforms: Tensor | None = None,
+    blur: int = 11,
 ) -> tuple[Tensor, Tensor]:
-    """Keypoints and their scores from heatmaps, as HRNet and Simple Baselines publish it (get_final_preds).
+    """Keypoints and their scores from heatmaps, as HRNet, Simple Baselines and DARK publish it (get_final_preds).
 
         v[n,k,y,x] = (heatmaps[n,k,y,x] + flipped[n, perm k, y, W-1-max(x-s, 0)]) / 2,  s = 1 with `shift`, else 0
         score      = max v;  (px, py) = its first position, (0, 0) unless score > 0
         quarter:     px += sign(v[py,px+1] - v[py,px-1]) / 4,  py likewise,  if 1 < px < W-1 and 1 < py < H-1
+        dark:        (px, py) -= H^-1 g,  if 1 < px < W-2 and 1 < py < H-2 and det H is finite and not 0;  g, H: the
+                     differences of log max(G * v, 1e-10) around (px, py) that stand for its derivatives
         keypoint   = transforms[n] @ (px, py, 1)
 
     Args:
@@ -43,21 +49,25 @@ def decode(
             unused without.
         shift: move the mirrored-back maps one column to the right, column 0 staying, because a strided grid is not
             symmetric (SHIFT_HEATMAP). Without `flipped` it does nothing.
-        refine: "quarter" or "none".
+        refine: "quarter", "none", or "dark": a step to the maximum of the Gaussian that a heatmap is near its peak
+            (Distribution-Aware coordinate Representation of Keypoints, Zhang et al. 2020). The step is not bounded.
         transforms: (N, 2, 3) float32 or float64, heatmap px -> image px; computed in double. None keeps heatmap px.
             Not checked for NaN: a transform with NaN gives keypoints with NaN.
+        blur: for "dark", the side of the Gaussian G in heatmap px, odd, 3..27: 11 for networks trained with targets of
+            sigma 2, 17 for sigma 3. Its own sigma is OpenCV's for that side, 2 or 2.9.
 
     Returns: keypoints (N, K, 2) float32 x, y, pixel centres at integers; scores (N, K) float32. A map with a NaN in it
         (after merging) gives NaN for all three; infinities are ordinary values. Not differentiable: inputs are
         detached.
-    Raises: InputError on a wrong shape, dtype, device, flip pair or refine.
-    Cost: reads every heatmap value once; 12 bytes out per map.
+    Raises: InputError on a wrong shape, dtype, device, flip pair, refine or blur.
+    Cost: reads every heatmap value once; 12 bytes out per map. "dark" blurs 5 x 5 pixels of each map, not all.
     """
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
+    taps = _taps(refine, blur)
     run = _reference
     if _has_kernel(heatmaps):
         run = _launch if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
-    return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+    return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms, taps)
 
 
 def decode_reference(
@@ -67,10 +77,12 @@ def decode_reference(
     shift: bool = True,
     refine: str = "quarter",
     transforms: Tensor | None = None,
+    blur: int = 11,
 ) -> tuple[Tensor, Tensor]:
-    """`decode` in plain PyTorch, on any device; equal to the kernels bit for bit."""
+    """`decode` in plain PyTorch, on any device; equal to the kernels bit for bit, "dark" as far as their logarithms in
+    double are."""
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
-    return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms)
+    return _reference(heatmaps, flipped, perm, shift, refine == "quarter", transforms, _taps(refine, blur))
 
 
 def _checked(
@@ -87,8 +99,8 @@ def _checked(
     shape = heatmaps.shape
     if len(shape) != 4 or min(shape[1:]) < 1:
         raise InputError(f"{WHERE}: heatmaps must be (N, K, H, W) with K, H, W >= 1, got {tuple(shape)}")
-    if refine not in ("quarter", "none"):
-        raise InputError(f"{WHERE}: refine must be 'quarter' or 'none', got {refine!r}")
+    if refine not in REFINEMENTS:
+        raise InputError(f"{WHERE}: refine must be 'quarter', 'dark' or 'none', got {refine!r}")
 
     perm = []
     if flipped is not None:
@@ -117,6 +129,32 @@ def _checked(
                 f"got {transforms.dtype} on {transforms.device}"
             )
     return heatmaps, flipped, perm, transforms
+
+
+def check_blur(blur: int, where: str) -> None:
+    """Raise an InputError unless `blur` is a side that DARK's Gaussian can have."""
+    if not isinstance(blur, int) or isinstance(blur, bool) or not 3 <= blur <= MAX_BLUR or blur % 2 == 0:
+        raise InputError(f"{where}: blur must be an odd integer, 3..{MAX_BLUR}, got {blur!r}")
+
+
+def _taps(refine: str, blur: int) -> int:
+    """How many taps DARK's Gaussian has, 0 for another refinement."""
+    if refine != "dark":
+        return 0
+    check_blur(blur, WHERE)
+    return blur
+
+
+def _gaussian(taps: int) -> list[float]:
+    """As cv2.getGaussianKernel(taps, 0) makes it."""
+    sigma = 0.3 * ((taps - 1) / 2 - 1) + 0.8
+    values = [math.exp(-((i - taps // 2) ** 2) / (2 * sigma**2)) for i in range(taps)]
+    return [value / sum(values) for value in values]
+
+
+@functools.lru_cache
+def _gaussian_tensor(taps: int) -> Tensor:
+    return torch.tensor(_gaussian(taps), dtype=torch.float64)
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:
@@ -170,8 +208,9 @@ def _int32(perm: tuple[int, ...]) -> Tensor:
 
 
 def _reference(
-    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool,
+    transforms: Tensor | None, taps: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     heatmaps, flipped = _wide(heatmaps), _wide(flipped)
     n, k, h, w = heatmaps.shape
     if flipped is not None:
@@ -191,6 +230,9 @@ def _reference(
         around = (index * inside + (w + 1) * ~inside).unsqueeze(2)
         x = x + _quarter_step(flat.gather(2, around - 1), flat.gather(2, around + 1)) * inside
         y = y + _quarter_step(flat.gather(2, around - w), flat.gather(2, around + w)) * inside
+    if taps:
+        step_x, step_y = _taylor_step(heatmaps, px, py, taps)
+        x, y = x - step_x, y - step_y
     keypoints = torch.stack((x, y), dim=2)
     if transforms is not None:
         row_x, row_y = transforms.double()[:, :, None].unbind(1)
@@ -203,20 +245,55 @@ def _quarter_step(low: Tensor, high: Tensor) -> Tensor:
     return (0.25 * ((high > low).double() - (high < low).double())).squeeze(2)
 
 
+def _taylor_step(maps: Tensor, px: Tensor, py: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    """DARK's H^-1 g in x and in y, float64; 0 where no step is taken.
+
+    The original scales the blurred map back to the maximum it had before. That multiplies it by a constant, which the
+    differences of logarithms do not see; so it is left out, and only the pixels around the peak are blurred. The two
+    differ only where a blurred value within two pixels of the peak is below 1e-10, which takes negative values there
+    (or a peak below 1e-8): the logarithm of the floor then stands as far below the others' as that constant says.
+    """
+    h, w = maps.shape[2:]
+    reach = taps // 2 + 2  # the differences span two pixels to each side, and the blur of these its own half more
+    offsets = torch.arange(-reach, reach + 1, device=maps.device)
+    columns, rows = px[..., None, None] + offsets, py[..., None, None] + offsets[:, None]
+    inside = (columns >= 0) & (columns < w) & (rows >= 0) & (rows < h)
+    index = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
+    values = maps.flatten(2).gather(2, index.flatten(2)).unflatten(2, index.shape[2:])
+    values = values.double().masked_fill(~inside, 0)
+    across = sum(tap * values[..., i : i + 5] for i, tap in enumerate(_gaussian(taps)))
+    blurred = sum(tap * across[..., i : i + 5, :] for i, tap in enumerate(_gaussian(taps)))
+    level = blurred.clamp(min=1e-10).log()
+
+    def at(j: int, i: int) -> Tensor:  # of pixel (px + i, py + j)
+        return level[..., 2 + j, 2 + i]
+
+    gx, gy = (at(0, 1) - at(0, -1)) / 2, (at(1, 0) - at(-1, 0)) / 2
+    hxx, hyy = (at(0, 2) - 2 * at(0, 0) + at(0, -2)) / 4, (at(2, 0) - 2 * at(0, 0) + at(-2, 0)) / 4
+    hxy = (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1)) / 4
+    det = hxx * hyy - hxy * hxy
+    taken = (px > 1) & (px < w - 2) & (py > 1) & (py < h - 2) & (det != 0) & det.isfinite()
+    det = torch.where(taken, det, torch.inf)
+    steps = (hyy * gx - hxy * gy) / det, (hxx * gy - hxy * gx) / det
+    return torch.where(taken, steps[0], 0), torch.where(taken, steps[1], 0)
+
+
 def _decode(
-    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool,
+    transforms: Tensor | None, taps: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     # An exported graph may run where there is no kernel.
     run = _launch if _has_kernel(heatmaps) else _reference
-    return run(heatmaps, flipped, perm, shift, quarter, transforms)
+    return run(heatmaps, flipped, perm, shift, quarter, transforms, taps)
 
 
 def _launch(
-    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool, transforms: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    heatmaps: Tensor, flipped: Tensor | None, perm: Sequence[int], shift: bool, quarter: bool,
+    transforms: Tensor | None, taps: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     n, k, h, w = heatmaps.shape
     if h * w > MAX_MAP or (heatmaps.is_cuda and (n * k > MAX_MAPS or k > MAX_JOINTS)):
-        return _reference(heatmaps, flipped, perm, shift, quarter, transforms)
+        return _reference(heatmaps, flipped, perm, shift, quarter, transforms, taps)
     if heatmaps.dtype != torch.float32 and heatmaps.is_cpu:
         heatmaps, flipped = _wide(heatmaps), _wide(flipped)
     heatmaps = heatmaps.contiguous()
@@ -234,23 +311,24 @@ def _launch(
         permutation = None if flipped is None else _int32(tuple(perm))
         joints = 0 if permutation is None else permutation.data_ptr()
         threads = torch.get_num_threads() if n * k * h * w > PARALLEL_ABOVE else 1
-        _ext.kernels().decode_fwd(maps, mirrors, joints, affines, *results, n, k, h, w, shift, quarter, threads)
+        gaussian = _gaussian_tensor(taps).data_ptr() if taps else 0
+        sizes = (n, k, h, w, shift, quarter, gaussian, taps)
+        _ext.kernels().decode_fwd(maps, mirrors, joints, affines, *results, *sizes, threads)
     else:
-        kind = _ext.CUDA_TYPES[heatmaps.dtype]
+        gaussian = _gaussian(taps) if taps else []
+        sizes = (n, k, h, w, shift, quarter, gaussian, _ext.CUDA_TYPES[heatmaps.dtype])
         with _ext.current_stream(heatmaps) as stream:
-            _ext.kernels().decode_fwd_cuda(
-                maps, mirrors, list(perm), affines, *results, n, k, h, w, shift, quarter, kind, stream
-            )
+            _ext.kernels().decode_fwd_cuda(maps, mirrors, list(perm), affines, *results, *sizes, stream)
     return keypoints, scores
 
 
-def _decode_fake(heatmaps: Tensor, flipped, perm, shift, quarter, transforms) -> tuple[Tensor, Tensor]:
+def _decode_fake(heatmaps: Tensor, flipped, perm, shift, quarter, transforms, taps=0) -> tuple[Tensor, Tensor]:
     n, k = heatmaps.shape[:2]
     return heatmaps.new_empty(n, k, 2, dtype=torch.float32), heatmaps.new_empty(n, k, dtype=torch.float32)
 
 
 _ext.library.define(
-    "decode(Tensor heatmaps, Tensor? flipped, int[] perm, bool shift, bool quarter, Tensor? transforms)"
+    "decode(Tensor heatmaps, Tensor? flipped, int[] perm, bool shift, bool quarter, Tensor? transforms, int taps=0)"
     " -> (Tensor, Tensor)"
 )
 _ext.implement("decode", _decode)

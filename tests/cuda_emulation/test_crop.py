@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from hrpose.ops import crop_reference
+from hrpose.ops._ext import CUDA_TYPES
 
 SHIM = """
-extern "C" const char *crop(const uint8_t *image, const double *transforms, float *out, bool *bad, int64_t image_h,
+extern "C" const char *crop(const uint8_t *image, const double *transforms, void *out, bool *bad, int64_t image_h,
                             int64_t image_w, int64_t n, int64_t h, int64_t w, double s0, double s1, double s2,
-                            double b0, double b1, double b2, int64_t opencv4) {
+                            double b0, double b1, double b2, int64_t opencv4, int64_t mirror, int64_t channels_last,
+                            int64_t type) {
   return hrpose::cuda::crop_fwd({image, transforms, out, bad, image_h, image_w, n, h, w,
-                                 {float(s0), float(s1), float(s2)}, {float(b0), float(b1), float(b2)}, opencv4 != 0},
-                                nullptr);
+                                 {float(s0), float(s1), float(s2)}, {float(b0), float(b1), float(b2)}, opencv4 != 0,
+                                 mirror != 0, channels_last != 0, hrpose::cuda::Type(type)}, nullptr);
 }
 """
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,18 +43,36 @@ MUTANTS = {
     "in float": ("const double column = inverse_row[0] * x,", "const double column = float(inverse_row[0]) * x,"),
     "one block too few": ("ceil_div(threads, int64_t(kThreads))", "max(threads / kThreads, int64_t(1))"),
     "channels": ("a.image[at + 3 + c]", "a.image[at + 1 + c]"),
+    "mirrored order": ("values[c][mirrored ? count - 1 - i : i]", "values[c][i]"),
+    "mirrored place": ("int(a.w) - count - x : first", "int(a.w) - 1 - x : first"),
+    "mirrored copies over the crops": ("store<T, true>(a, n + a.n,", "store<T, true>(a, n,"),
+    "pixel by pixel": ("value((j + 2) % 3, (j + 2) / 3)", "value((j + 2) % 3, j / 3)"),
+    "not aligned": ("args.w % kTogether == 0 &&", "args.w >= kTogether &&"),
 }
 
 
-def run(kernel, fenced, image, transforms, size, mode, normalise):
+PLAIN = (False, torch.float32, torch.contiguous_format)
+OUTPUTS = [
+    PLAIN,
+    (True, torch.float32, torch.channels_last),
+    (True, torch.bfloat16, torch.channels_last),
+    (False, torch.float16, torch.contiguous_format),
+]
+
+
+def run(kernel, fenced, image, transforms, size, mode, normalise, output=PLAIN):
     """The crops, NaN where the kernel wrote nothing; beside them too nothing may have been written."""
-    n, (width, height), post = len(transforms), size, 12345.0
-    out = fenced(torch.full((n, 3, height, width), math.nan), post)
+    n, (width, height), post = len(transforms), size, 12352.0
+    mirror, dtype, layout = output
+    out = torch.full((n * (1 + mirror), 3, height, width), math.nan, dtype=dtype).contiguous(memory_format=layout)
+    out = fenced(out, post)
     bad = torch.ones(n, dtype=torch.bool)
     numbers = normalise or (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
     image = fenced(image, 201)
-    kernel("crop", image, transforms, out, bad, *image.shape[:2], n, height, width, *numbers, mode == "opencv4")
-    storage = torch.empty(0).set_(out.untyped_storage())
+    sizes = (*image.shape[:2], n, height, width)
+    last = (mirror, layout == torch.channels_last, CUDA_TYPES[dtype])
+    kernel("crop", image, transforms, out, bad, *sizes, *numbers, mode == "opencv4", *last)
+    storage = torch.empty(0, dtype=dtype).set_(out.untyped_storage())
     assert (storage == post).sum() == len(storage) - out.numel()
     return out, bad
 
@@ -68,9 +88,10 @@ def differences(kernel, rng, fenced):
             ("opencv4", MEAN, STD, NORMALISE),
             ("opencv4", None, None, None),
         ):
-            out, bad = run(kernel, fenced, image, transforms, size, mode, normalise)
-            if bad.any() or not torch.equal(out, crop_reference(image, transforms, size, mode, mean, std)):
-                wrong.append((image_size, size, mode, mean))
+            for output in OUTPUTS if mode == "exact" else OUTPUTS[:1]:
+                out, bad = run(kernel, fenced, image, transforms, size, mode, normalise, output)
+                if bad.any() or not torch.equal(out, crop_reference(image, transforms, size, mode, mean, std, *output)):
+                    wrong.append((image_size, size, mode, mean, output))
     return wrong
 
 

@@ -94,9 +94,14 @@ def test_decode(card, rng, dtype):
     transforms, perm = torch.from_numpy(rng.normal(size=(2, 2, 3))).float(), [0, 2, 1, 3, 4]
     for mirrored, affine in ((None, None), (flipped, None), (flipped, transforms)):
         maps, other, matrices = on_card(heatmaps, mirrored, affine)
-        got = plain(sys.modules[decode.__module__]._decode(maps, other, perm, True, True, matrices))
+        run = sys.modules[decode.__module__]._decode
+        got = plain(run(maps, other, perm, True, True, matrices))
         for a, b in zip(got, decode_reference(heatmaps, mirrored, [(1, 2)], transforms=affine), strict=True):
             assert torch.equal(a, b)
+        got = plain(run(maps, other, perm, True, False, matrices, 11))
+        want = decode_reference(heatmaps, mirrored, [(1, 2)], refine="dark", transforms=affine)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["exact", "opencv4"])
@@ -108,6 +113,12 @@ def test_crop(card, rng, mode):
     run = sys.modules[crop.__module__]._crop
     (got,) = plain([run(*on_card(image, transforms), 13, 8, mode == "opencv4", scale, bias)])
     assert torch.equal(got, crop_reference(image, transforms, (13, 8), mode, mean, std))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            output = (True, dtype, layout == torch.channels_last)
+            (got,) = plain([run(*on_card(image, transforms), 12, 8, mode == "opencv4", scale, bias, *output)])
+            want = crop_reference(image, transforms, (12, 8), mode, mean, std, True, dtype, layout)
+            assert torch.equal(got, want) and got.stride() == want.stride()
     transforms[1] = 0
     with pytest.raises(InputError, match=r"transforms\[1\] must be finite and invertible"):
         run(*on_card(image, transforms), 13, 8, mode == "opencv4", scale, bias)

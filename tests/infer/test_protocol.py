@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from hrpose.errors import InputError
-from hrpose.geometry import crop_transforms
+from hrpose.geometry import crop_transforms, heatmap_to_image
 from hrpose.infer.protocol import Protocol, check_model, device_of, estimate
 from hrpose.models import create_model
+from hrpose.ops import decode
 from hrpose.skeleton import COCO17, Skeleton
 
 PAIRED = Skeleton("paired", ("nose", "left_hand", "right_hand", "tail"), flip_pairs=((1, 2),))
@@ -74,6 +75,36 @@ def test_like_hrnet(model, skeleton, flip, shift, refine):
     np.testing.assert_allclose(keypoints, expected, atol=1e-4)
 
 
+def test_dark_and_its_blur_reach_the_decoder(model):
+    crops = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    transforms = crop_transforms(BOXES[:2], (48, 64))
+    with torch.no_grad():
+        arguments = model(crops), model(crops.flip(3)), PAIRED.flip_pairs
+    back = heatmap_to_image(transforms, 4)
+    results = {}
+    for blur in (11, 17):
+        found = estimate(model, crops, transforms, PAIRED, Protocol(refine="dark", blur=blur))
+        results[blur] = decode(*arguments, refine="dark", transforms=back, blur=blur)[0]
+        torch.testing.assert_close(found[0], results[blur], rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(results[11], results[17], rtol=1e-3)
+
+
+def test_mirrored_copies_may_come_along_and_batches_may_be_small(model):
+    crops = torch.randn(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    transforms, seen = crop_transforms(BOXES, (48, 64)), []
+
+    def watched(images):
+        seen.append(len(images))
+        return model(images)
+
+    want = estimate(watched, crops, transforms, PAIRED, Protocol())
+    both = torch.cat((crops, crops.flip(3)))
+    for images, batch_size in ((both, None), (crops, 4), (both, 1)):
+        for a, b in zip(estimate(watched, images, transforms, PAIRED, Protocol(), batch_size), want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert seen == [6, 6, 4, 2, *[1] * 6]
+
+
 def test_the_flip_test_changes_the_result(model):
     crops = torch.randn(4, 3, 64, 48, generator=torch.Generator().manual_seed(1))
     transforms = crop_transforms([[0, 0, 48, 64]] * 4, (48, 64))
@@ -103,13 +134,16 @@ def test_label_says_what_takes_effect():
     }
     assert Protocol().label(UNKNOWN)["flip"] is False and Protocol().label(UNKNOWN)["shift"] is False
     assert Protocol(flip=False).label(COCO17)["shift"] is False
+    assert Protocol(refine="dark", blur=17).label(PAIRED)["decoder"] == "dark, blur 17"
+    assert Protocol(blur=17).label(PAIRED)["decoder"] == "quarter"
     assert Protocol(shift=False).label(COCO17) == {**Protocol().label(COCO17), "shift": False}
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("refine", "half", "protocol: refine must be one of quarter, none, got 'half'"),
+        ("refine", "half", "protocol: refine must be one of quarter, dark, none, got 'half'"),
+        ("blur", 12, "protocol: blur must be an odd integer, 3..27, got 12"),
         ("crop", "cv2", "protocol: crop must be one of exact, opencv4, got 'cv2'"),
         ("precision", "fp16", "protocol: precision must be one of fp32, bf16, got 'fp16'"),
         ("padding", 0.0, "protocol: padding must be finite and > 0, got 0.0"),

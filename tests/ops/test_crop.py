@@ -74,6 +74,28 @@ def test_kernel_equals_reference(isa, rng, image_size, size, mode):
         assert torch.equal(got, crop_reference(image, TRANSFORMS, size, mode, **normalise))
 
 
+OUTPUTS = [
+    {"mirror": mirror, "dtype": dtype, "memory_format": layout}
+    for mirror in (False, True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for layout in (torch.contiguous_format, torch.channels_last)
+]
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=lambda o: " ".join(str(v).removeprefix("torch.") for v in o.values()))
+@pytest.mark.parametrize("function", [crop, crop_reference])
+def test_outputs_are_the_float32_crop_rounded_and_its_flip(isa, rng, function, output):
+    """To the bit, in the layout asked for; rows are longer and shorter than a piece and than vectors."""
+    image = random_image(rng, 40, 50)
+    for size in ((300, 2), (13, 9), (1, 1)):
+        for mode, normalise in (("exact", (MEAN, STD)), ("opencv4", (None, None))):
+            plain = crop_reference(image, TRANSFORMS, size, mode, *normalise)
+            want = torch.cat((plain, plain.flip(3))) if output["mirror"] else plain
+            got = function(image, TRANSFORMS, size, mode, *normalise, **output)
+            assert got.dtype == output["dtype"] and got.is_contiguous(memory_format=output["memory_format"])
+            assert torch.equal(got, want.to(output["dtype"]))
+
+
 @pytest.mark.parametrize("index", range(6))
 def test_exact_equals_float64_loop(isa, rng, index):
     """A point within rounding of a neighbour or of the border may take either side; there the values agree anyway."""
@@ -141,6 +163,11 @@ def test_devices_agree(device, rng, mode):
         got = crop(image.to(device), TRANSFORMS.to(device), size, mode, MEAN, STD)
         assert got.device.type == device
         assert torch.equal(got.cpu(), crop_reference(image, TRANSFORMS, size, mode, MEAN, STD))
+    for output in OUTPUTS:
+        for size in ((16, 9), (13, 4)):
+            got = crop(image.to(device), TRANSFORMS.to(device), size, mode, MEAN, STD, **output)
+            assert got.is_contiguous(memory_format=output["memory_format"])
+            assert torch.equal(got.cpu(), crop_reference(image, TRANSFORMS, size, mode, MEAN, STD, **output))
     singular = torch.cat((EYE, torch.zeros_like(EYE))).to(device)
     with pytest.raises(InputError, match=r"transforms\[1\] must be finite and invertible"):
         crop(image.to(device), singular, (8, 8), mode)
@@ -152,6 +179,9 @@ def test_threads_change_nothing(isa, rng, monkeypatch, threads):
     monkeypatch.setattr(sys.modules[crop.__module__], "PARALLEL_ABOVE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert torch.equal(crop(image, TRANSFORMS, (48, 64)), crop_reference(image, TRANSFORMS, (48, 64)))
+    output = {"mirror": True, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    got = crop(image, TRANSFORMS, (48, 64), **output)
+    assert torch.equal(got, crop_reference(image, TRANSFORMS, (48, 64), **output))
 
 
 def test_strides_and_numpy(isa, rng):
@@ -203,6 +233,13 @@ ERRORS = [
     ({"size": (4, math.nan)}, r"size must be \(width, height\), got \(4, nan\)"),
     ({"size": (4, math.inf)}, r"size must be \(width, height\), got \(4, inf\)"),
     ({"size": (16384, 16384), "transforms": EYE.expand(9, 2, 3)}, "few enough for 2147483648 .* values, got 9 crops"),
+    (
+        {"size": (16384, 16384), "transforms": EYE.expand(2, 2, 3), "mirror": True},
+        "2 crops of 16384 x 16384 and their copies",
+    ),
+    ({"dtype": torch.float64}, "dtype must be one of torch.float32, torch.bfloat16, torch.float16, got torch.float64"),
+    ({"dtype": "bf16"}, "dtype must be one of torch.float32, .*, got bf16"),
+    ({"memory_format": torch.preserve_format}, "memory_format must be one of torch.contiguous_format, torch.channels"),
     ({"mode": "cubic"}, "mode must be 'exact' or 'opencv4', got 'cubic'"),
     ({"mean": MEAN}, "mean and std must be given together"),
     ({"std": STD}, "mean and std must be given together"),
@@ -225,11 +262,16 @@ def test_registration_and_compile(rng):
     image, transforms = random_image(rng, 20, 30), TRANSFORMS[:4]
     scale_bias = ([0.01, 0.02, 0.03], [-1.0, -2.0, -3.0])
     torch.library.opcheck(torch.ops.hrpose.crop.default, (image, transforms, 9, 7, False, *scale_bias))
+    output = (True, torch.bfloat16, True)
+    torch.library.opcheck(torch.ops.hrpose.crop.default, (image, transforms, 9, 7, False, *scale_bias, *output))
     torch.library.opcheck(torch.ops.hrpose.invert_affine.default, (transforms.float(),))
 
     def crop_both(pixels, affine):
         modes = ("exact", "opencv4")
-        return [*(crop(pixels, affine, (9, 7), m, MEAN, STD) for m in modes), crop_reference(pixels, affine, (9, 7))]
+        layout = {"mirror": True, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
+        several = [crop(pixels, affine, (9, 7), m, MEAN, STD) for m in modes]
+        several += [f(pixels, affine, (9, 7), **layout) for f in (crop, crop_reference)]
+        return [*several, crop_reference(pixels, affine, (9, 7))]
 
     class Module(torch.nn.Module):
         forward = staticmethod(crop_both)
@@ -274,13 +316,14 @@ def fuzz(rng, calls: int) -> int:
         size = maybe(tuple(int(v) for v in rng.integers(1, largest, 2)), (0, 1), (1 << 40, 2), "ab")
         mode = maybe(("exact", "opencv4")[rng.integers(2)], None, "cv")
         mean, std = maybe((MEAN, STD), (None, None), (MEAN, None), ((1,), (2,)), (MEAN, (1, -1, 1)))
+        output = OUTPUTS[rng.integers(len(OUTPUTS))] | maybe({}, {"dtype": torch.int8}, {"memory_format": None})
         try:
-            out = crop(image, transforms, size, mode, mean, std)
+            out = crop(image, transforms, size, mode, mean, std, **output)
         except InputError:
             continue
-        assert out.shape == (n, 3, size[1], size[0])
+        assert out.shape == (n * (1 + output["mirror"]), 3, size[1], size[0])
         if out.device.type == "cpu" and rng.random() < 0.1:
-            assert torch.equal(out, crop_reference(image, transforms, size, mode, mean, std))
+            assert torch.equal(out, crop_reference(image, transforms, size, mode, mean, std, **output))
         results += 1
     return results
 
@@ -304,3 +347,10 @@ def test_written_where_asked(rng, isa):
     for wrong in (batch, batch[1:3].double(), batch[:2].transpose(2, 3), batch[:4:2], "here"):
         with pytest.raises(InputError, match=r"crop: out must be a contiguous \(2, 3, 6, 8\) float32 on cpu"):
             crop(image, transforms, (8, 6), out=wrong)
+    for output in OUTPUTS:
+        expected = crop(image, transforms, (8, 6), **output)
+        out = torch.empty_like(expected)
+        assert crop(image, transforms, (8, 6), out=out, **output) is out and torch.equal(out, expected)
+        other = torch.channels_last if out.is_contiguous() else torch.contiguous_format
+        with pytest.raises(InputError, match="crop: out must be a "):
+            crop(image, transforms, (8, 6), out=out.contiguous(memory_format=other), **output)

@@ -200,6 +200,161 @@ def test_empty_batch(isa):
     assert_same(decode_reference(torch.zeros(0, 17, 8, 6)), (keypoints, scores))
 
 
+def naive_dark(maps: np.ndarray, blur: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, K, 2), scores (N, K) as the published code goes about it, in float64: the whole map is blurred,
+    zeros around it, and scaled back to its maximum; its logarithm is taken, and a Newton step on that."""
+    sigma = 0.3 * ((blur - 1) * 0.5 - 1) + 0.8
+    taps = np.exp(-(np.arange(-(blur // 2), blur // 2 + 1) ** 2) / (2 * sigma**2))
+    kernel = np.outer(taps, taps) / taps.sum() ** 2
+    n_, k_, h, w = maps.shape
+    keypoints, scores = np.zeros((n_, k_, 2)), np.zeros((n_, k_))
+    for n, k in np.ndindex(n_, k_):
+        grid = maps[n, k].astype(np.float64)
+        scores[n, k], (py, px) = grid.max(), np.unravel_index(grid.argmax(), grid.shape)
+        if scores[n, k] <= 0:
+            continue
+        keypoints[n, k] = px, py
+        if not (1 < px < w - 2 and 1 < py < h - 2):
+            continue
+        padded, smooth = np.pad(grid, blur // 2), np.zeros_like(grid)
+        for j, i in np.ndindex(kernel.shape):
+            smooth += kernel[j, i] * padded[j : j + h, i : i + w]
+        level = np.log(np.maximum(smooth * (scores[n, k] / smooth.max()), 1e-10))
+        gradient = np.array([level[py, px + 1] - level[py, px - 1], level[py + 1, px] - level[py - 1, px]]) / 2
+        xx = (level[py, px + 2] - 2 * level[py, px] + level[py, px - 2]) / 4
+        yy = (level[py + 2, px] - 2 * level[py, px] + level[py - 2, px]) / 4
+        xy = (level[py + 1, px + 1] - level[py - 1, px + 1] - level[py + 1, px - 1] + level[py - 1, px - 1]) / 4
+        hessian = np.array([[xx, xy], [xy, yy]])
+        if np.linalg.det(hessian) != 0:
+            keypoints[n, k] -= np.linalg.solve(hessian, gradient)
+    return keypoints, scores
+
+
+def blobs(rng, shape, sigma=2.0):
+    """Gaussians at random places, some near or beyond the border, on positive noise; and where they are."""
+    n, k, h, w = shape
+    centres = rng.uniform([-2, -2], [w + 1, h + 1], (n, k, 2))
+    y, x = np.arange(h)[:, None], np.arange(w)
+    cx, cy = centres[..., 0, None, None], centres[..., 1, None, None]
+    maps = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2)) + 0.05 * rng.random(shape)
+    return torch.from_numpy(maps).float(), centres
+
+
+def assert_near(got, want):
+    """But for the rounding of coordinates below 128 to float32, and of the logarithms in double."""
+    assert torch.equal(got[1].nan_to_num(7e30), want[1].nan_to_num(7e30))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("blur", [3, 11, 17, 27])
+def test_dark_equals_the_published_procedure(isa, rng, blur):
+    for shape in ((2, 17, 64, 48), (1, 6, 9, 7), (1, 5, 4, 40), (1, 2, 3, 3), (2, 1, 5, 5), (1, 1, 1, 9)):
+        maps, _ = blobs(rng, shape)
+        got = decode(maps, refine="dark", blur=blur)
+        assert_near(got, decode_reference(maps, refine="dark", blur=blur))
+        keypoints, scores = naive_dark(maps.numpy(), blur)
+        np.testing.assert_array_equal(got[1].numpy(), scores.astype(np.float32))
+        np.testing.assert_allclose(got[0].numpy(), keypoints, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("sigma", "blur"), [(2.0, 11), (3.0, 17), (1.0, 3), (2.0, 27)])
+def test_dark_finds_the_centre_of_a_gaussian(isa, rng, sigma, blur):
+    """Within a hundredth of a pixel, where the quarter offset is up to a quarter away."""
+    centres = rng.uniform([20, 25], [27, 38], (200, 2))
+    y, x = np.arange(64)[:, None], np.arange(48)
+    cx, cy = centres[:, 0, None, None], centres[:, 1, None, None]
+    maps = torch.from_numpy(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))[:, None]).float()
+    dark, quarter = (decode(maps, refine=refine, blur=blur)[0][:, 0].numpy() for refine in ("dark", "quarter"))
+    assert np.abs(dark - centres).max() < 0.01 and 0.2 < np.abs(quarter - centres).max() < 0.26
+
+
+def test_dark_with_flip_test_and_transforms(isa, rng):
+    """The step is taken on the merged map, then the transform; it equals that of the map merged by hand."""
+    (heatmaps, _), (flipped, _) = blobs(rng, (3, 5, 32, 24)), blobs(rng, (3, 5, 32, 24))
+    transforms = torch.from_numpy(rng.normal(size=(3, 2, 3)))
+    for shift in (True, False):
+        mirrored = flipped[:, [0, 2, 1, 3, 4]].flip(3)
+        if shift:
+            mirrored = torch.cat((mirrored[..., :1], mirrored[..., :-1]), 3)
+        merged = (heatmaps + mirrored) / 2
+        points, scores = naive_dark(merged.numpy(), 11)
+        affine = transforms.numpy()
+        want = np.einsum("nij,nkj->nki", affine[:, :, :2], points) + affine[:, None, :, 2]
+        arguments = (heatmaps, flipped, [(1, 2)], shift, "dark")
+        got = decode(*arguments, transforms)
+        np.testing.assert_array_equal(got[1].numpy(), scores.astype(np.float32))
+        np.testing.assert_allclose(got[0].numpy(), want, rtol=1e-6, atol=1e-5)
+        assert_near(got, decode_reference(*arguments, transforms))
+        assert_near(decode(*arguments), decode(merged, refine="dark"))
+
+
+@pytest.mark.parametrize(
+    ("px", "py", "moves"),
+    [(1, 4, 0), (2, 4, 1), (5, 4, 1), (6, 4, 0), (7, 4, 0), (4, 1, 0), (4, 2, 1), (4, 5, 1), (4, 6, 0), (4, 7, 0)],
+)
+def test_dark_borders(isa, px, py, moves):
+    """8 x 8 map: 1 < px < 6 and 1 < py < 6, one column and row less than the quarter offset takes."""
+    heatmaps = torch.zeros(1, 1, 8, 8)
+    heatmaps[0, 0, py, px] = 1
+    heatmaps[0, 0, min(py + 1, 7), min(px + 1, 7)] += 0.5
+    moved = decode(heatmaps, refine="dark")[0][0, 0] - torch.tensor([px, py])
+    assert bool((moved > 0.01).all()) == bool(moves) and bool((moved == 0).all()) != bool(moves)
+
+
+def test_dark_where_there_is_no_peak(isa):
+    """Ties: the first. A flat neighbourhood and infinities have no second derivatives: no step. Zeros: (0, 0)."""
+    maps = torch.zeros(1, 6, 40, 40)
+    maps[0, 0, 10, 12] = maps[0, 0, 30, 31] = 1.0  # each alone in its blur: symmetric
+    maps[0, 1, 8:33, 8:33] = 1.0  # the first is a corner, and steps
+    maps[0, 2] = 0.5  # the first is in the corner of the map
+    maps[0, 3] = -0.5
+    maps[0, 5, 20, 20:22] = math.inf
+    maps[0, 5, 21, 20] = -math.inf
+    keypoints, scores = got = decode(maps, refine="dark")
+    assert_near(got, decode_reference(maps, refine="dark"))
+    assert scores.tolist() == [[1, 1, 0.5, -0.5, 0, math.inf]]
+    assert keypoints[0, 0].tolist() == [12, 10] and keypoints[0, 2:].tolist() == [[0, 0], [0, 0], [0, 0], [20, 20]]
+    assert (keypoints[0, 1] > 8.5).all()
+    nan = torch.ones(1, 2, 16, 16)
+    nan[0, 0, 3, 3] = math.nan
+    assert decode(nan, refine="dark")[1].isnan().tolist() == [[True, False]]
+    assert decode(nan, refine="dark")[0].isnan().all(2).tolist() == [[True, False]]
+
+
+def test_dark_floors_negative_values(isa, rng):
+    """A peak in a sea of negative values: where blurring leaves them negative, the logarithm is that of 1e-10, with the
+    original's scale or without; kernel and reference agree, and the step stays small."""
+    maps = torch.full((1, 1, 24, 24), -1.0)
+    maps[0, 0, 10, 11] = 3.0
+    assert decode(maps, refine="dark")[0].tolist() == [[[11, 10]]]  # all is floored: no second derivative, no step
+    maps[0, 0, 9:13, 10:14] += 6.0
+    got = decode(maps, refine="dark")
+    assert_near(got, decode_reference(maps, refine="dark"))
+    assert (got[0] - torch.tensor([11, 10])).abs().max() < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dark_in_other_dtypes(isa, rng, dtype):
+    maps = blobs(rng, (2, 9, 32, 24))[0].to(dtype)
+    assert_near(decode(maps, refine="dark"), decode(maps.float(), refine="dark"))
+
+
+def test_dark_is_the_same_on_threads_and_compiled(rng, monkeypatch):
+    maps, transforms = blobs(rng, (3, 7, 20, 24))[0], torch.from_numpy(rng.normal(size=(3, 2, 3)))
+    want = decode(maps, refine="dark", transforms=transforms)
+    arguments = (maps, maps.flip(3), list(range(7)), True, False, transforms, 11)
+    torch.library.opcheck(torch.ops.hrpose.decode.default, arguments)
+    for function in (decode, decode_reference):
+
+        def dark(x, affine, function=function):
+            return function(x, refine="dark", transforms=affine)
+
+        assert_near(torch.compile(dark, fullgraph=True, backend="eager")(maps, transforms), want)
+    monkeypatch.setattr(sys.modules[decode.__module__], "PARALLEL_ABOVE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_same(decode(maps, refine="dark", transforms=transforms), want)
+
+
 MAPS = torch.zeros(2, 4, 5, 6)
 ERRORS = [
     ({"heatmaps": MAPS[0]}, r"heatmaps must be \(N, K, H, W\) with K, H, W >= 1, got \(4, 5, 6\)"),
@@ -220,7 +375,8 @@ ERRORS = [
     ({"flipped": MAPS, "flip_pairs": [(2, 2)]}, r"name each joint at most once, got \(2, 2\)"),
     ({"flipped": MAPS, "flip_pairs": [1, 2]}, r"flip_pairs must be pairs of joint indices, got \[1, 2\]"),
     ({"flipped": MAPS, "flip_pairs": 3}, "flip_pairs must be pairs of joint indices, got 3"),
-    ({"refine": "dark"}, "refine must be 'quarter' or 'none', got 'dark'"),
+    ({"refine": "half"}, "refine must be 'quarter', 'dark' or 'none', got 'half'"),
+    *[({"refine": "dark", "blur": v}, f"blur must be an odd integer, 3..27, got {v}") for v in (1, 10, 29, 11.0, True)],
     ({"transforms": torch.zeros(1, 2, 3)}, r"transforms must be \(N, 2, 3\) = \(2, 2, 3\), got \(1, 2, 3\)"),
     ({"transforms": torch.zeros(2, 3, 3)}, r"got \(2, 3, 3\)"),
     ({"transforms": torch.zeros(2, 2, 3).half()}, "float32 or float64 on cpu, got torch.float16 on cpu"),
@@ -333,8 +489,9 @@ def fuzz(rng, calls: int) -> int:
                 flipped,
                 maybe(pairs, [None, [(0, joints)], [(1,)], "ab"][rng.integers(4)]),
                 bool(rng.integers(2)),
-                maybe("quarter", ["none", None, 3][rng.integers(3)]),
+                maybe(("quarter", "dark", "none")[rng.integers(3)], (None, 3)[rng.integers(2)]),
                 transforms,
+                maybe(int(rng.integers(1, 14)) * 2 + 1, [2, "a", None, 2.5][rng.integers(4)]),
             )
         except InputError:
             continue
