@@ -30,7 +30,7 @@ from hrpose.ranks import ALONE, Ranks
 GROUND_TRUTH = "ground-truth"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """metrics: AP, AR and their kin, "PCK@0.2", MPII's PCKh, and the labels that say how they were measured; plain
     values. results: COCO result entries, for ``eval.coco.save_results``. keypoints, scores: (P, K, 2) in image pixels
