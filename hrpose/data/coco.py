@@ -138,7 +138,8 @@ def load_boxes(
     path: str | Path, named_by: str | Path | None = None, min_score: float = 0.0
 ) -> dict[str, list[tuple[float, float, float, float]]]:
     """Boxes by file name: from {"photo.jpg": [[x, y, w, h], ...]}, the persons of a COCO keypoint file, or a detection
-    file (``load_detections``), the names of whose images are in the COCO file `named_by`.
+    file (``load_detections``), the names of whose images are in the COCO file `named_by`. An image that a COCO file
+    lists and nobody is in has no boxes.
 
     Raises: InputError naming the file and the entry.
     """
@@ -150,12 +151,11 @@ def load_boxes(
     check(isinstance(data, dict) or detections, where, f"{rule}, got {kind(data)}{hint}")
     by_name: dict[str, list[tuple[float, float, float, float]]] = {}
     if detections or "annotations" in data:
-        if detections:
-            persons, _ = load_detections(path, load_annotations(named_by, or_images=True), min_score)
-        else:
-            persons = load_annotations(path).persons
+        annotations = load_annotations(named_by if detections else path, or_images=detections)
+        persons = load_detections(path, annotations, min_score)[0] if detections else annotations.persons
+        by_name = {image["file_name"]: [] for image in annotations.images.values()}
         for person in persons:
-            by_name.setdefault(person.file_name, []).append(person.box)
+            by_name[person.file_name].append(person.box)
         return by_name
     for name, boxes in data.items():
         here = f"{where}: {name}"
