@@ -46,6 +46,18 @@ class Checkpoint:
         return model.eval()
 
 
+def compact(checkpoint: Checkpoint, training: dict[str, Any]) -> Checkpoint:
+    """The checkpoint for use alone, at half the size: weights of more than one dimension in float16 (the others, such
+    as batch norm's, whose running variances may lie outside its range, as they are), with another note on the training.
+
+    Raises: InputError naming a weight that float16 cannot hold.
+    """
+    weights = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in checkpoint.weights.items()}
+    large = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    check(not large, "checkpoint", f"its weights must be within float16's +-65504, larger: {large[:4]}")
+    return Checkpoint(checkpoint.config, weights, checkpoint.skeleton, checkpoint.size, training)
+
+
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write a checkpoint, whole or not at all, with the SHA-256 of its content.
 

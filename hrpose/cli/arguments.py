@@ -20,6 +20,7 @@ from hrpose.infer.evaluate import GROUND_TRUTH
 from hrpose.infer.protocol import CROPS, PRECISIONS, REFINEMENTS, Protocol
 from hrpose.models import create_model, load_weights
 from hrpose.ranks import local_rank, local_world
+from hrpose.shipped import shipped_checkpoint
 from hrpose.skeleton import MPII16, Skeleton
 from hrpose.train.recipe import Recipe, get_recipe
 
@@ -31,8 +32,8 @@ def source_of(annotations: Annotations) -> str:
     return PROVIDED if isinstance(annotations, MpiiAnnotations) else GROUND_TRUTH
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME", help="network by name, see `hrpose models` (default dpn4_32)")
+def add_model_flags(parser: argparse.ArgumentParser, default_model: str) -> None:
+    parser.add_argument("--model", metavar="NAME", help=f"network by name, see `hrpose models` ({default_model})")
     parser.add_argument(
         "--option",
         action="append",
@@ -177,16 +178,19 @@ def check_output_folder(folder: str | Path, flag: str) -> None:
 
 
 def model_from(options: argparse.Namespace, skeleton: Skeleton) -> tuple[nn.Module, tuple[int, int]]:
-    """The network and its input size from --checkpoint, --model with a state dict as --checkpoint, or --model alone."""
-    if options.checkpoint and not options.model:
+    """The network and its input size from --checkpoint, from --model with a state dict as --checkpoint, from --model
+    alone (random weights), or with neither of them the one that comes with the package."""
+    if not options.model:
         check(not options.option, "--option", "goes with --model; the network of a checkpoint has its own options")
-        checkpoint = load_checkpoint(options.checkpoint)
+        path = options.checkpoint or shipped_checkpoint()
+        checkpoint = load_checkpoint(path)
         same = checkpoint.skeleton.joints == skeleton.joints
         theirs = f"{checkpoint.skeleton.name} ({', '.join(checkpoint.skeleton.joints)})"
         mine = f"{skeleton.name} ({', '.join(skeleton.joints)})"
-        check(same, f"checkpoint {options.checkpoint}", f"was trained for the joints of {theirs}; the data has {mine}")
+        where = f"checkpoint {options.checkpoint or f'{path.name} of the package (no --checkpoint)'}"
+        check(same, where, f"was trained for the joints of {theirs}; the data has {mine}")
         return checkpoint.build(), size_from(options, checkpoint.size)
-    name = options.model or "dpn4_32"
+    name = options.model
     model = create_model(name, skeleton.num_joints, **model_options_from(options.option))
     if options.checkpoint:
         load_weights(model, options.checkpoint, part="all")

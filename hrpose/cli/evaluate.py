@@ -51,7 +51,9 @@ def add_parser(commands: Any) -> None:
     add_ground_truth_flag(parser, "--data")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of their images")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="checkpoint of hrpose; with --model also a bare state dict"
+        "--checkpoint",
+        metavar="FILE",
+        help="checkpoint of hrpose; with --model also a bare state dict (default: the network that comes with hrpose)",
     )
     parser.add_argument("--boxes", metavar="DET.json", help="detections to look at (default: the annotated boxes)")
     parser.add_argument("--min-box-score", type=float, default=0.0, metavar="S", help="leave out detections below")
@@ -62,8 +64,8 @@ def add_parser(commands: Any) -> None:
         "for MPII as .mat or .json",
     )
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object, on the last line")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights used without --checkpoint")
-    add_model_flags(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights of --model without --checkpoint")
+    add_model_flags(parser, "default: that of the checkpoint")
     add_protocol_flags(parser)
     parser.add_argument(
         "--workers", type=int, default=default_workers(), metavar="N", help="processes that read images"

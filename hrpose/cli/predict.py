@@ -36,7 +36,9 @@ IMAGE_ENDINGS = (
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("predict", help="keypoints of the persons in photographs, drawn and as JSON")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="made by `hrpose train` or `hrpose demo`")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="made by `hrpose train` (default: the network that comes with hrpose)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures and keypoints.json")
     parser.add_argument(
         "--box",

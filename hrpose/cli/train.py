@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_ground_truth_flag(parser, "--val")
     parser.add_argument("--val-images", metavar="DIR", help="folder of their images (default: the first --images)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the log and the checkpoints")
-    add_model_flags(parser)
+    add_model_flags(parser, "default dpn4_32")
     parser.add_argument("--weights", metavar="FILE", help="start from the weights of a checkpoint or state dict")
     parser.add_argument(
         "--recipe", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default dpn); see `hrpose recipe`"

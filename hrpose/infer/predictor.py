@@ -20,6 +20,7 @@ from hrpose.image import as_image
 from hrpose.infer import graphs as cuda_graphs
 from hrpose.infer.form import InferenceForm, crop_dtype, inference_form
 from hrpose.infer.protocol import Protocol, check_model, check_pose_model, device_of, estimate
+from hrpose.shipped import shipped_checkpoint
 from hrpose.skeleton import COCO17, Skeleton
 
 
@@ -40,13 +41,14 @@ class Poses:
 class Predictor:
     """Keypoints of persons in photographs.
 
-        predictor = hrpose.Predictor("runs/lsp/best.pt")
+        predictor = hrpose.Predictor()                              # or Predictor("runs/mine/best.pt")
         poses = predictor("photo.jpg", boxes=[[48, 20, 180, 320]])
         poses.keypoints                                             # (1, K, 2) in pixels of photo.jpg
 
     Args:
-        model:      a network, which is put into eval mode, or the path of a checkpoint. Its inference form is made now
-                    (``hrpose.optimize``), so later changes of its weights are not seen.
+        model:      a network, which is put into eval mode, or the path of a checkpoint; None: the network that comes
+                    with the package (``shipped_checkpoint``). Its inference form is made now (``hrpose.optimize``), so
+                    later changes of its weights are not seen.
         size:       (width, height) of the network's input; default: that of the checkpoint, else (192, 256).
         skeleton:   what the heatmaps mean; default: that of the checkpoint, else COCO-17 for 17 heatmaps. Without flip
                     pairs the flip test is off.
@@ -62,7 +64,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module | str | Path,
+        model: nn.Module | str | Path | None = None,
         *,
         size: tuple[int, int] | None = None,
         skeleton: Skeleton | None = None,
@@ -71,6 +73,8 @@ class Predictor:
         batch_size: int = 32,
         graphs: bool = True,
     ) -> None:
+        if model is None:
+            model = shipped_checkpoint()
         if isinstance(model, (str, Path)):
             checkpoint = load_checkpoint(model)
             model = checkpoint.build()
