@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hrpose.errors import InputError, check
+from hrpose.pillow_memory import borrow_rgb
 
 # Pillow's own limit, at which it refuses a file as a decompression bomb; 179 MP are 540 MB of memory.
 MAX_PIXELS = 178_956_970
@@ -22,6 +23,7 @@ def read_image(
     exif: bool = True,
     max_pixels: int = MAX_PIXELS,
     part: Callable[[int, int], tuple[int, int, int, int]] | None = None,
+    contiguous: bool = True,
 ) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB; of an animation the first picture.
 
@@ -32,6 +34,7 @@ def read_image(
         max_pixels: refuse larger images. For more than the default, PIL.Image.MAX_IMAGE_PIXELS must be raised too.
         part:       given the picture's width and height, what to return of it: left, top, right, bottom within it, the
                     last two excluded. None: all.
+        contiguous: False allows for a read-only view with bytes between pixels and rows, where that saves copying.
     Other modes are converted as ``to_rgb`` says. Safe to call from several threads.
     Raises: InputError naming the file and what is wrong with it.
     """
@@ -46,11 +49,12 @@ def read_image(
             if exif:
                 image = ImageOps.exif_transpose(image)
             if part is None:
-                return to_rgb(image, where)
-            box = left, top, right, bottom = part(*image.size)
-            if image.mode == "RGB" and "transparency" not in image.info:  # what is cut off need not be converted
-                return to_rgb(image if box == (0, 0, *image.size) else image.crop(box), where)
-            return np.ascontiguousarray(to_rgb(image, where)[top:bottom, left:right])
+                return to_rgb(image, where, contiguous)
+            left, top, right, bottom = part(*image.size)
+            if contiguous and image.mode == "RGB" and "transparency" not in image.info:
+                return to_rgb(image.crop((left, top, right, bottom)), where)  # what is cut off need not be copied
+            rgb = to_rgb(image, where, contiguous)[top:bottom, left:right]
+            return np.ascontiguousarray(rgb) if contiguous else rgb
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -65,12 +69,13 @@ def read_image(
         raise InputError(f"{where}: is damaged or not supported ({reason})") from error
 
 
-def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
+def to_rgb(image: Image.Image, where: str = "image", contiguous: bool = True) -> np.ndarray:
     """A Pillow image of any mode as (H, W, 3) uint8 RGB.
 
     Transparency is laid over black. 16-bit grey is divided by 257. Grey of 32 bits and of floats does not say what
     white is, so it is taken from the pixels: 1 for floats within 0..1, else 255 or 65535, whichever they stay below;
-    what fits none of these is stretched from its lowest to its highest value.
+    what fits none of these is stretched from its lowest to its highest value. `contiguous` is that of ``read_image``;
+    a view is of the image's own memory.
     Raises: InputError for an empty image, pixels that are not finite and modes that have no RGB.
     """
     check(min(image.size) > 0, where, f"must have at least one pixel, has {image.width}x{image.height}")
@@ -88,7 +93,9 @@ def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        lent = None if contiguous else borrow_rgb(image)
+        return np.ascontiguousarray(image) if lent is None else lent
     except ValueError as error:
         raise InputError(f"{where}: cannot be converted from {image.mode} to RGB ({error})") from error
 
@@ -96,13 +103,14 @@ def to_rgb(image: Image.Image, where: str = "image") -> np.ndarray:
 def as_image(image: Any, where: str = "image") -> np.ndarray:
     """An (H, W, 3) uint8 RGB array from a path, a Pillow image, an array or a tensor.
 
-    Files and Pillow images are turned upright by their EXIF orientation. Raises: InputError.
+    Files and Pillow images are turned upright by their EXIF orientation. The array may be a view of the image's memory,
+    with bytes between pixels. Raises: InputError.
     """
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image(image, contiguous=False)
     try:
         if isinstance(image, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(image), where)
+            return to_rgb(ImageOps.exif_transpose(image), where, contiguous=False)
         pixels = np.asarray(image)
     except InputError:
         raise

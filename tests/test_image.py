@@ -1,5 +1,6 @@
 """Image files: odd ones give the right RGB values, broken ones an error that names the path, never anything else."""
 
+import gc
 import io
 import threading
 import warnings
@@ -12,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from hrpose import image as image_module
 from hrpose.errors import InputError
 from hrpose.image import as_image, read_image, to_rgb
+from hrpose.pillow_memory import borrow_rgb
 
 
 @pytest.fixture
@@ -185,6 +187,13 @@ def test_format_gives_the_right_values(tmp_path, rgb, case):
     found = read_image(saved(tmp_path, picture, name, **options))
     assert found.dtype == np.uint8 and found.flags.c_contiguous and found.shape == expected.shape
     assert distance(found, expected) <= 1  # one grey level: rounding of the conversions
+    path = tmp_path / name
+    assert np.array_equal(read_image(path, contiguous=False), found)
+    part = {"part": lambda width, height: (width // 3, height // 2, width, height)}
+    height, width = found.shape[:2]
+    for contiguous in (True, False):
+        cut = read_image(path, contiguous=contiguous, **part)
+        assert np.array_equal(cut, found[height // 2 :, width // 3 :]) and cut.flags.c_contiguous >= contiguous
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "YCbCr"])
@@ -328,7 +337,7 @@ def test_postscript_is_not_handed_to_an_interpreter(tmp_path, rgb, monkeypatch):
 
 
 def test_the_reason_is_told_in_one_line(tmp_path, rgb, monkeypatch):
-    def fail(image, where):
+    def fail(image, where, contiguous):
         raise SyntaxError("broken\n  in two lines")
 
     monkeypatch.setattr(image_module, "to_rgb", fail)
@@ -421,7 +430,7 @@ def test_overlapping_readers_leave_the_warning_filters_as_they_were(tmp_path, rg
     first_is_in, second_is_in = threading.Event(), threading.Event()
     order, quiet = [], []
 
-    def slow(image, where):
+    def slow(image, where, contiguous):
         name = threading.current_thread().name
         (first_is_in if name == "first" else second_is_in).set()
         assert second_is_in.wait(10)
@@ -429,7 +438,7 @@ def test_overlapping_readers_leave_the_warning_filters_as_they_were(tmp_path, rg
             threads[0].join(10)
             quiet.append(warnings.filters != before)
         order.append(name)
-        return to_rgb(image, where)
+        return to_rgb(image, where, contiguous)
 
     monkeypatch.setattr(image_module, "to_rgb", slow)
     threads = [threading.Thread(target=read_image, args=(path,), name=name) for name in ("first", "second")]
@@ -508,3 +517,28 @@ def test_a_part_of_an_image_is_cut_from_the_whole(tmp_path, rng, mode):
 
     assert np.array_equal(read_image(tmp_path / "a.png", part=part), whole[5:30, 3:21]) and asked == [(40, 30)]
     assert np.array_equal(read_image(tmp_path / "a.png", part=lambda width, height: (0, 0, width, height)), whole)
+
+
+def test_pillow_lends_its_memory(rgb):
+    image = Image.fromarray(rgb)
+    lent = borrow_rgb(image)
+    if not hasattr(image, "__arrow_c_array__"):
+        assert lent is None
+        pytest.skip("this Pillow has no Arrow interface")
+    assert np.array_equal(lent, rgb) and lent.strides == (4 * 37, 4, 1) and not lent.flags.writeable
+    image.putpixel((3, 2), (9, 8, 7))
+    assert lent[2, 3].tolist() == [9, 8, 7]  # a view, not a copy
+    expected = np.array(image)
+    part = lent[5:, 6:]
+    del image, lent
+    gc.collect()
+    others = [Image.new("RGB", (37, 29), "red") for _ in range(50)]  # would take memory that was given back
+    assert np.array_equal(part, expected[5:, 6:]) and others
+
+
+def test_what_pillow_does_not_lend_is_copied(tmp_path, rgb):
+    assert borrow_rgb(Image.fromarray(rgb[:, :, 0])) is None
+    large = Image.effect_noise((2100, 2100), 50).convert("RGB")  # 17.6 MB: more than a block of Pillow's memory
+    assert borrow_rgb(large) is None
+    path = saved(tmp_path, large, "large.bmp")
+    assert np.array_equal(read_image(path, contiguous=False), np.asarray(large))

@@ -7,6 +7,8 @@
 // exact: the fractions of sx, sy as float. opencv4: the arithmetic of cv::warpAffine in OpenCV 2.4-4.x, see
 // fixed_coordinates.
 //
+// Pixels are three bytes apart, or four: then the fourth, an alpha value or what Pillow fills up with, is not used.
+//
 // Reads up to 12 bytes and writes 12 bytes per pixel, 6 in bfloat16, twice that with mirrored copies. Planes of floats are
 // written at once, all else from a piece of them in the cache. One worker takes whole rows, a row goes in pieces of kPiece
 // pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes (scalar), interpolation
@@ -28,7 +30,7 @@ struct Piece {
   alignas(64) uint32_t at[kPiece];            // its first byte in the image, modulo 2^32
   alignas(64) float fx[kPiece], fy[kPiece];   // fractions: of 1 (exact), of kSteps (opencv4)
   // Taps of the upper and of the lower image row, eight bytes per pixel: three of the left neighbour, three of the
-  // right one, two of anything.
+  // right one `step` bytes on, anything in the others.
   alignas(64) uint32_t upper[2 * kPiece], lower[2 * kPiece];
 };
 
@@ -86,7 +88,7 @@ template <bool opencv4> inline int32_t whole(double source, float &fraction) {
   return int32_t(below);
 }
 
-template <bool opencv4, bool near>
+template <bool opencv4, int step, bool near>
 inline void coordinates(const Columns &columns, double base_x, double base_y, int64_t stride, int count, Piece &p) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
@@ -95,17 +97,17 @@ inline void coordinates(const Columns &columns, double base_x, double base_y, in
     const int32_t iy = whole<opencv4>(near ? y : clamp_far(y), p.fy[i]);
     p.ix[i] = ix;
     p.iy[i] = iy;
-    p.at[i] = uint32_t(iy) * uint32_t(stride) + uint32_t(ix) * 3;
+    p.at[i] = uint32_t(iy) * uint32_t(stride) + uint32_t(ix) * step;
   }
 }
 
 // Both taps of one image row, zeros for those outside.
-inline void gather_tested(const CropArgs &a, int64_t x, int64_t y, uint32_t *taps) {
+template <int step> inline void gather_tested(const CropArgs &a, int64_t x, int64_t y, uint32_t *taps) {
   uint8_t bytes[8] = {};
   if (y >= 0 && y < a.image_h)
     for (int i = 0; i < 2; ++i)
       if (x + i >= 0 && x + i < a.image_w)
-        memcpy(bytes + 3 * i, a.image + (y * a.image_w + x + i) * 3, 3);
+        memcpy(bytes + step * i, a.image + y * a.image_stride + (x + i) * step, 3);
   memcpy(taps, bytes, 8);
 }
 
@@ -118,7 +120,7 @@ inline bool inside(const CropArgs &a, int32_t x, int32_t y) {
 }
 
 // Fills the taps of pixels begin..end - 1, which become the span that touches the image.
-inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end) {
+template <int step> inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end) {
   for (begin = 0; begin < count && !touches(a, p.ix[begin], p.iy[begin]);)
     ++begin;
   for (end = count; end > begin && !touches(a, p.ix[end - 1], p.iy[end - 1]);)
@@ -130,7 +132,7 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
     --inner_end;
 
   // Eight bytes would overrun the image where the taps end with its last pixel; such a row is tested throughout.
-  const int64_t stride = a.image_w * 3, last = (a.image_h - 1) * stride - 8;
+  const int64_t stride = a.image_stride, last = (a.image_h - 2) * stride + (a.image_w - 1) * step + 3 - 8;
   uint32_t highest = 0;
 #pragma omp simd reduction(max : highest)
   for (int i = inner_begin; i < inner_end; ++i)
@@ -140,8 +142,8 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
 
   const auto tested = [&](int from, int to) {
     for (int i = from; i < to; ++i) {
-      gather_tested(a, p.ix[i], p.iy[i], p.upper + 2 * i);
-      gather_tested(a, p.ix[i], int64_t(p.iy[i]) + 1, p.lower + 2 * i);
+      gather_tested<step>(a, p.ix[i], p.iy[i], p.upper + 2 * i);
+      gather_tested<step>(a, p.ix[i], int64_t(p.iy[i]) + 1, p.lower + 2 * i);
     }
   };
   const auto zero = [&](int i) { p.upper[2 * i] = p.upper[2 * i + 1] = p.lower[2 * i] = p.lower[2 * i + 1] = 0; };
@@ -167,10 +169,10 @@ inline void gather(const CropArgs &a, int count, Piece &p, int &begin, int &end)
 // Byte `index` of the eight at `taps`.
 inline float tap(const uint32_t *taps, int index) { return float(int32_t(taps[index / 4] >> (8 * (index % 4)) & 255)); }
 
-template <bool opencv4> inline float interpolate(const Piece &p, int i, int c) {
+template <bool opencv4, int step> inline float interpolate(const Piece &p, int i, int c) {
   const float fx = p.fx[i], fy = p.fy[i];
-  const float a = tap(p.upper + 2 * i, c), b = tap(p.upper + 2 * i, c + 3);
-  const float d = tap(p.lower + 2 * i, c), e = tap(p.lower + 2 * i, c + 3);
+  const float a = tap(p.upper + 2 * i, c), b = tap(p.upper + 2 * i, c + step);
+  const float d = tap(p.lower + 2 * i, c), e = tap(p.lower + 2 * i, c + step);
   if (opencv4) { // integers below 2^24, exact in float; + 0.5 and truncation is OpenCV's rounding
     const float gx = kSteps - fx, gy = kSteps - fy;
     const float sum = gy * (gx * a + fx * b) + fy * (gx * d + fx * e);
@@ -180,15 +182,15 @@ template <bool opencv4> inline float interpolate(const Piece &p, int i, int c) {
   return top + fy * (bottom - top);
 }
 
-template <bool opencv4>
+template <bool opencv4, int step>
 inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, float *const *rows) {
   float *out0 = rows[0], *out1 = rows[1], *out2 = rows[2];
   const float s0 = a.scale[0], s1 = a.scale[1], s2 = a.scale[2], b0 = a.bias[0], b1 = a.bias[1], b2 = a.bias[2];
 #pragma omp simd
   for (int i = begin; i < end; ++i) {
-    out0[i] = interpolate<opencv4>(p, i, 0) * s0 + b0;
-    out1[i] = interpolate<opencv4>(p, i, 1) * s1 + b1;
-    out2[i] = interpolate<opencv4>(p, i, 2) * s2 + b2;
+    out0[i] = interpolate<opencv4, step>(p, i, 0) * s0 + b0;
+    out1[i] = interpolate<opencv4, step>(p, i, 1) * s1 + b1;
+    out2[i] = interpolate<opencv4, step>(p, i, 2) * s2 + b2;
   }
 }
 
@@ -217,7 +219,7 @@ template <class T> inline void store_row(const CropArgs &a, int64_t image, int64
 }
 
 // Rows y0..y1 - 1 of crop n.
-template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
+template <bool opencv4, int step> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
   Piece p;
   Columns columns;
   alignas(64) float buffer[3][kPiece];
@@ -231,15 +233,15 @@ template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int6
       const auto near = [&](double x, double y) { return clamp_far(x) == x && clamp_far(y) == y; };
       if (near(columns.x[0] + base_x, columns.y[0] + base_y) &&
           near(columns.x[count - 1] + base_x, columns.y[count - 1] + base_y))
-        coordinates<opencv4, true>(columns, base_x, base_y, a.image_w * 3, count, p);
+        coordinates<opencv4, step, true>(columns, base_x, base_y, a.image_stride, count, p);
       else
-        coordinates<opencv4, false>(columns, base_x, base_y, a.image_w * 3, count, p);
+        coordinates<opencv4, step, false>(columns, base_x, base_y, a.image_stride, count, p);
       int begin, end;
-      gather(a, count, p, begin, end);
+      gather<step>(a, count, p, begin, end);
       float *rows[3];
       for (int c = 0; c < 3; ++c)
         rows[c] = at_once ? static_cast<float *>(a.out) + ((n * 3 + c) * a.h + y) * a.w + x0 : buffer[c];
-      interpolate<opencv4>(a, p, begin, end, rows);
+      interpolate<opencv4, step>(a, p, begin, end, rows);
       for (int c = 0; c < 3; ++c) {
         const float outside = 0.0f * a.scale[c] + a.bias[c];
         for (int i = 0; i < begin; ++i)
@@ -281,10 +283,12 @@ int64_t crop_fwd(const CropArgs &a) {
   for (int64_t n = 0; n < a.n; ++n)
     if (!invert_affine(a.transforms + n * 6, a.inverses + n * 6))
       return n;
+  const auto rows = a.opencv4 ? a.image_step == 3 ? crop_rows<true, 3> : crop_rows<true, 4>
+                    : a.image_step == 3 ? crop_rows<false, 3> : crop_rows<false, 4>;
   split(a.n * a.h, a.threads, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / a.h, y0 = begin % a.h, y1 = a.h - y0 < end - begin ? a.h : y0 + end - begin;
-      a.opencv4 ? crop_rows<true>(a, n, y0, y1) : crop_rows<false>(a, n, y0, y1);
+      rows(a, n, y0, y1);
       begin += y1 - y0;
     }
   });

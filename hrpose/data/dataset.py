@@ -42,10 +42,13 @@ class Shot(NamedTuple):
 
 
 def load_image(
-    person: Person, folder: str | Path, part: Callable[[int, int], tuple[int, int, int, int]] | None = None
+    person: Person,
+    folder: str | Path,
+    part: Callable[[int, int], tuple[int, int, int, int]] | None = None,
+    contiguous: bool = True,
 ) -> np.ndarray:
-    """The image of a person, (H, W, 3) uint8 RGB, as stored: annotations do not know of its EXIF orientation. `part` is
-    that of ``read_image``.
+    """The image of a person, (H, W, 3) uint8 RGB, as stored: annotations do not know of its EXIF orientation.
+    `part` and `contiguous` are those of ``read_image``.
 
     Raises: InputError if it cannot be read or has another size than the annotation file states, since then the boxes
         and joints lie elsewhere.
@@ -58,7 +61,7 @@ def load_image(
             raise InputError(f"image {path}: must be {stated}, as its annotations state, is {width}x{height}")
         return part(width, height) if part else (0, 0, width, height)
 
-    return read_image(path, exif=False, part=checked)
+    return read_image(path, exif=False, part=checked, contiguous=contiguous)
 
 
 class PoseDataset(Dataset[Sample]):
@@ -137,7 +140,7 @@ class PoseDataset(Dataset[Sample]):
             found[:] = box[0], box[1], width
             return box
 
-        return Window(load_image(self.persons[index], self.folder, part), *found)
+        return Window(load_image(self.persons[index], self.folder, part, contiguous=False), *found)
 
     def cut(self, index: int, image: np.ndarray) -> Window:
         """``window`` of a person whose whole image is at hand."""

@@ -138,7 +138,8 @@ class Predictor:
         size = len(transforms) * (2 if flip else 1) * 3 * height * width * self.dtype.itemsize
         pixels: Any = image
         if self.device.type != "cpu" and image.nbytes <= size:
-            pixels, transforms = torch.tensor(image, device=self.device), transforms.to(self.device)
+            pixels = torch.tensor(np.ascontiguousarray(image), device=self.device)
+            transforms = transforms.to(self.device)
         output = {"mirror": flip, "dtype": self.dtype, "memory_format": torch.channels_last}
         return ops.crop(pixels, transforms, self.size, self.protocol.crop, MEAN, STD, **output).to(self.device)
 

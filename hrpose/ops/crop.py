@@ -13,6 +13,7 @@ from hrpose.ops import _ext
 WHERE = "crop"
 MAX_IMAGE_SIDE = 1 << 20  # the kernel's clamped fixed-point coordinates still end outside such an image
 MAX_SIDE = 1 << 14
+MAX_STRIDE = 1 << 31
 MAX_VALUES = 1 << 31  # 8 GiB of float32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -39,7 +40,8 @@ def crop(
                         = (v / 255 - mean_c) / std_c
 
     Args:
-        image: (H, W, 3) uint8, any strides, sides 1..2^20. Channels keep their order.
+        image: (H, W, 3) uint8, any strides, sides 1..2^20. Channels keep their order. A part of a picture and the first
+            three channels of one with four are read where they are, on CPUs; other strides cost a copy.
         transforms: (N, 2, 3) float32 or float64, image px -> crop px, pixel centres at integers, N >= 0; finite and
             invertible.
         size: (width, height) of the crops, 1..16384 each, at most 2^31 values of output.
@@ -265,7 +267,9 @@ def _launch(
     if image.is_cpu and dtype == torch.float16:
         wide = _launch(image, transforms, width, height, opencv4, scale, bias, mirror, torch.float32, channels_last)
         return wide.to(dtype) if out is None else out.copy_(wide)
-    image, transforms = image.contiguous(), transforms.double().contiguous()
+    if not (image.is_cpu and _rows_of_pixels(image)):
+        image = image.contiguous()
+    transforms = transforms.double().contiguous()
     if out is None:
         out = _crop_fake(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
     n = transforms.shape[0]
@@ -275,7 +279,9 @@ def _launch(
         inverses = torch.empty_like(transforms)
         addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
         threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
-        first_bad = _ext.kernels().crop_fwd(*addresses, *sizes, *normalise, *layout, dtype == torch.bfloat16, threads)
+        first_bad = _ext.kernels().crop_fwd(
+            *addresses, *image.stride()[:2], *sizes, *normalise, *layout, dtype == torch.bfloat16, threads
+        )
         if first_bad >= 0:
             _refuse(transforms, first_bad)
         return out
@@ -287,6 +293,12 @@ def _launch(
     if not capturing and True in (flags := bad.tolist()):
         _refuse(transforms, flags.index(True))
     return out
+
+
+def _rows_of_pixels(image: Tensor) -> bool:
+    """Does the CPU kernel read these strides: pixels of three bytes, or of four of which it takes three?"""
+    row, pixel, channel = image.stride()
+    return channel == 1 and pixel in (3, 4) and 0 <= row < MAX_STRIDE
 
 
 def _crop_fake(

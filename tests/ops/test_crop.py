@@ -59,15 +59,16 @@ def naive(image, matrix, width, height):
     return out
 
 
-def random_image(rng, h, w):
-    return torch.from_numpy(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+def random_image(rng, h, w, channels=3):
+    return torch.from_numpy(rng.integers(0, 256, (h, w, channels), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("image_size", [(1, 1), (1, 9), (9, 1), (2, 2), (31, 47), (120, 90)], ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (47, 5), (300, 3), (48, 64)], ids=str)
 @pytest.mark.parametrize("mode", ["exact", "opencv4"])
-def test_kernel_equals_reference(isa, rng, image_size, size, mode):
-    image = random_image(rng, *image_size)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_kernel_equals_reference(isa, rng, image_size, size, mode, channels):
+    image = random_image(rng, *image_size, channels)[..., :3]
     for normalise in ({}, {"mean": MEAN, "std": STD}):
         got = crop(image, TRANSFORMS, size, mode, **normalise)
         assert got.shape == (len(TRANSFORMS), 3, size[1], size[0]) and got.dtype == torch.float32
@@ -190,10 +191,13 @@ def test_strides_and_numpy(isa, rng):
     planar = image.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     wide = torch.full((40, 70, 4), 255, dtype=torch.uint8)
     wide[::2, 5:65:2, :3] = image
+    packed, alpha = (random_image(rng, 23, 37, channels)[1:21, 2:32] for channels in (3, 4))  # parts of pictures
+    packed.copy_(image), alpha[..., :3].copy_(image)
     read_only = image.numpy().copy()
     read_only.flags.writeable = False
     backwards = np.ascontiguousarray(image.numpy()[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
-    for same in (planar, wide[::2, 5:65:2, :3], read_only, backwards, Image.fromarray(image.numpy())):
+    views = planar, wide[::2, 5:65:2, :3], packed, alpha[..., :3]
+    for same in (*views, read_only, backwards, Image.fromarray(image.numpy())):
         assert torch.equal(crop(same, TRANSFORMS, (16, 12)), want)
     assert torch.equal(crop(image, TRANSFORMS.numpy(), np.array([16, 12])), want)
     assert torch.equal(crop(image, TRANSFORMS.mT.contiguous().mT, (16, 12)), want)
@@ -305,6 +309,9 @@ def fuzz(rng, calls: int) -> int:
             image = image[:: rng.integers(1, 3), :: rng.integers(1, 3)]
         elif view == 2 and h:  # one row, fifty times
             image = image[:1].expand(50, -1, -1)
+        elif view == 3:  # a part of a picture, maybe of one with an alpha channel
+            wide = torch.from_numpy(rng.integers(0, 256, (h + 2, w + 3, rng.integers(3, 5)), dtype=np.uint8))
+            image = wide[rng.integers(3) :, rng.integers(4) :, : image.shape[2]]
         image = maybe(image, image.float(), image.to("meta"), image[..., 0], None, image.numpy()[::-1])
         n = int(rng.integers(0, 4))
         transforms = rng.normal(size=(n, maybe(2, 3), 3)) * 10.0 ** rng.integers(-320, 300 if rng.random() < 0.2 else 3)
