@@ -411,3 +411,53 @@ def test_other_devices_and_dtypes_take_the_reference(rng):
     meta = [BottleneckWeights(*(None if t is None else t.to("meta") for t in block)) for block in blocks]
     y = bottlenecks(torch.zeros(2, 16, 5, 4, dtype=torch.float64, device="meta"), pack_bottlenecks(meta, (1, 2)))
     assert y.shape == (2, 16, 5, 4) and y.device.type == "meta" and y.dtype == torch.float64
+
+
+def fuzz(rng, calls):
+    """Random calls, some of them wrong, against float64; counts results. Anything but a right result or an InputError
+    fails the test."""
+    results = 0
+
+    def maybe(value, *wrong):
+        return value if rng.random() < 0.99 else wrong[rng.integers(len(wrong))]
+
+    def laid_out(maps):
+        kind = rng.integers(5)
+        if kind == 0:
+            return maps.contiguous()
+        if kind == 1:
+            return maps.transpose(2, 3).contiguous().transpose(2, 3)
+        return maps[:1].expand_as(maps) if kind == 2 else maps
+
+    for _ in range(calls):
+        n, h, w = (int(v) for v in rng.integers(0 if rng.random() < 0.05 else 1, (4, 14, 14)))
+        ins, mid, out = (16 * int(v) for v in rng.integers(1, 5, 3))
+        count, stride = int(rng.integers(1, 4)), int(rng.choice([1, 1, 1, 2, 3]))
+        out = ins if rng.random() < 0.5 else out
+        project = ins != out or rng.random() < 0.2
+        dilations = tuple(int(v) for v in rng.integers(1, 16, count))
+        blocks = random_blocks(rng, ins, mid, maybe(out, out + 8), count, maybe(project, not project))
+        dtype = (torch.float32, torch.float32, torch.bfloat16, torch.float64)[rng.integers(4)]
+        blocks = cast(blocks, maybe(dtype, torch.float16, torch.int32))
+        x = laid_out(random_maps(rng, n, maybe(ins, 8), h, w).to(maybe(dtype, torch.float16)))
+        try:
+            packed = pack_bottlenecks(maybe(blocks, []), maybe(dilations, (), (0,) * count), maybe(stride, 0, "two"))
+            y = bottlenecks(maybe(x, x[0], None), packed)
+        except InputError:
+            continue
+        results += 1
+        assert y.dtype == x.dtype and y.is_contiguous(memory_format=torch.channels_last)
+        exact = pack_bottlenecks(cast(blocks, torch.float64), dilations, stride)
+        want = bottlenecks_reference(x.double(), exact)
+        tolerance = {torch.float64: 1e-13, torch.bfloat16: 3e-2, torch.float32: 1e-5}[y.dtype]
+        assert relative_error(y, want) < tolerance, (x.shape, mid, out, dilations, stride, dtype)
+    return results
+
+
+def test_fuzz(isa, rng):
+    assert fuzz(rng, 150) > 100
+
+
+@pytest.mark.slow
+def test_fuzz_long(isa, rng):
+    assert fuzz(rng, 10_000) > 7500
