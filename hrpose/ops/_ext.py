@@ -103,6 +103,10 @@ def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None, cud
         dtype: the one dtype the kernel takes, None if the op has checked or converts them.
         cuda: is there a kernel for CUDA too?
     """
+    return _why_reference(tensors, dtype, cuda)
+
+
+def _why_reference(tensors: tuple[Tensor | None, ...], dtype: torch.dtype | None, cuda: bool) -> str | None:
     if _native is None:
         return _why_not_native
     for tensor in tensors:
@@ -122,7 +126,7 @@ def why_reference(*tensors: Tensor | None, dtype: torch.dtype | None = None, cud
 
 def usable(*tensors: Tensor | None, dtype: torch.dtype | None = None, cuda: bool = False) -> bool:
     """Does an op on these tensors run on a kernel? See `why_reference`."""
-    return why_reference(*tensors, dtype=dtype, cuda=cuda) is None
+    return _why_reference(tensors, dtype, cuda) is None
 
 
 _cuda_reasons: dict[int, str | None] = {}  # by device

@@ -442,7 +442,7 @@ def fuzz(rng, calls):
         x = laid_out(random_maps(rng, n, maybe(ins, 8), h, w).to(maybe(dtype, torch.float16)))
         try:
             packed = pack_bottlenecks(maybe(blocks, []), maybe(dilations, (), (0,) * count), maybe(stride, 0, "two"))
-            y = bottlenecks(maybe(x, x[0], None), packed)
+            y = bottlenecks(maybe(x, x[:, 0], None), packed)
         except InputError:
             continue
         results += 1
