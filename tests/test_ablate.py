@@ -13,7 +13,7 @@ from hrpose.synth import SceneOptions, write_dataset
 
 
 def test_variants_are_those_the_papers_print():
-    by_label = {variant.label: variant.printed for variant in variants_of(["III"], ["dpn1_32"])}
+    by_label = {variant.label: variant.printed for variant in variants_of(["III"], ["dpn1_32*"])}
     assert by_label == {
         "dpn1_32": 50.6,
         "dpn1_32 dilation=1": 40.1,
@@ -25,9 +25,11 @@ def test_variants_are_those_the_papers_print():
     assert (
         len(variants_of(["II"], [])) == 8 and len(variants_of(["III"], [])) == 12 and len(variants_of(["V"], [])) == 8
     )
-    both = variants_of(["III", "V"], ["dpn1_32", "dpn4_32 dilation=reversed"])  # dpn1_32 is in both, and comes once
+    both = variants_of(["III", "V"], ["dpn1_32*", "dpn4_32 dilation=reversed"])  # dpn1_32 is in both, and comes once
     assert len(both) == 8
     assert [v.label for v in both][-2:] == ["dpn1_32 dilation=reversed", "dpn4_32 dilation=reversed"]
+    exact = ["dpn1_32", "dpn4_32 dilation=4"]
+    assert [v.label for v in variants_of(["III"], exact)] == exact
     parts = {variant.label: variant.printed for variant in variants_of(["ram_gpr"], [])}
     assert parts == {
         "hrnet_w32": 74.4,
@@ -35,7 +37,7 @@ def test_variants_are_those_the_papers_print():
         "ram_gpr_w32 attention=false": 75.7,
         "ram_gpr_w32 refinement=false": 75.2,
     }
-    with pytest.raises(InputError, match=r"--only: must be networks or variants .*\(dpn1_64, .*got \['x'\]"):
+    with pytest.raises(InputError, match=r"--only: must be among the variants .*\(dpn1_64, .*got \['x'\]"):
         variants_of(["II"], ["x"])
     with pytest.raises(InputError, match="TABLE: must be one of II, III, V, ram_gpr, got 'IX'"):
         variants_of(["IX"], [])
@@ -55,7 +57,11 @@ def test_figures_are_means_of_last_epochs(tmp_path):
     assert row["PCK@0.2"]["mean"] == pytest.approx((10 + 13 + 30) / 3)
     assert row["PCK@0.2"]["sd"] == pytest.approx(statistics.stdev([10, 13, 30]))
     assert row["AP"]["mean"] is None
-    assert markdown([row]).splitlines()[-1] == "| dpn1_32 dilation=4 | 3 | 1 to 2 | - | 17.7 ± 10.8 | 48.7 |"
+    *head, line = markdown([row]).splitlines()
+    assert head == ["| variant | runs | epochs | PCK@0.2 | paper: AP on COCO val2017 |", "|---|---|---|---|---|"]
+    assert line == "| dpn1_32 dilation=4 | 3 | 1 to 2 | 17.7 ± 10.8 | 48.7 |"
+    row |= {"AP": {"runs": [1.0], "mean": 1.0, "sd": None}, "PCKh@0.5": {"runs": [80.0], "mean": 80.0, "sd": None}}
+    assert markdown([row]).splitlines()[-1] == "| dpn1_32 dilation=4 | 3 | 1 to 2 | 1.0 | 17.7 ± 10.8 | 80.0 | 48.7 |"
 
 
 def test_a_comparison_from_drawing_to_table(tmp_path, capsys):

@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ ABLATIONS = {
     "ram_gpr": ("RAM + GPR paper", "1", "RAM + GPR without its attention, without its refinement, and HRNet"),
 }
 _COMPARED = ("ram_gpr_w32", "hrnet_w32")  # of the RAM + GPR paper's table
-_FIGURES = ("AP", "PCK@0.2")
+_FIGURES = ("AP", "PCK@0.2", "PCKh@0.5")  # the last on MPII alone
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help='variants to take, e.g. dpn1_32 or "dpn1_32 dilation=4"; an unknown one lists all',
+        help='variants to take: "dpn1_32", "dpn1_32 dilation=4", or several at once, "dpn1_32*"; a wrong one lists all',
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each variant, seeds 0.. (default 3)")
     train.add_flags(parser)
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def variants_of(tables: Iterable[str], only: list[str]) -> list[Variant]:
-    """The networks of the tables, each once, those that `only` names if it is not empty."""
+    """The networks of the tables, each once, those whose label a pattern of `only` matches if it is not empty."""
     variants: dict[str, Variant] = {}
     for name in tables:
         check(name in ABLATIONS, "TABLE", f"must be one of {', '.join(ABLATIONS)}, got {name!r}")
@@ -92,9 +93,9 @@ def variants_of(tables: Iterable[str], only: list[str]) -> list[Variant]:
             if of_table and row.score is not None and (paper == "DPN paper" or row.model in _COMPARED):
                 variant = Variant(row.model, tuple(row.options.items()), row.score)
                 variants.setdefault(variant.label, variant)
-    wanted = [label for label in variants if not only or label in only or variants[label].model in only]
-    unknown = [text for text in only if not any(text in (label, v.model) for label, v in variants.items())]
-    check(not unknown, "--only", f"must be networks or variants of the tables ({', '.join(variants)}), got {unknown}")
+    wanted = [label for label in variants if not only or any(fnmatchcase(label, pattern) for pattern in only)]
+    unknown = [pattern for pattern in only if not any(fnmatchcase(label, pattern) for label in variants)]
+    check(not unknown, "--only", f"must be among the variants of the tables ({', '.join(variants)}), got {unknown}")
     return [variants[label] for label in wanted]
 
 
@@ -143,12 +144,13 @@ def _write_tables(variants: list[Variant], seeds: int, out: Path) -> None:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table: mean and standard deviation over the runs, in percent."""
-    head = "| variant | runs | epochs | AP | PCK@0.2 | paper: AP on COCO val2017 |\n|---|---|---|---|---|---|\n"
-    lines = []
+    names = [name for name in _FIGURES if any(row[name]["mean"] is not None for row in rows)]
+    head = "".join(f"| {title} " for title in ("variant", "runs", "epochs", *names, "paper: AP on COCO val2017"))
+    head, lines = f"{head}|\n{'|---' * (len(names) + 4)}|\n", []
     for row in rows:
         done = [epochs for epochs in row["epochs"] if epochs]
         epochs = "-" if not done else str(done[0]) if len(set(done)) == 1 else f"{min(done)} to {max(done)}"
-        figures = [_figure(row[name]) for name in _FIGURES]
+        figures = [_figure(row[name]) for name in names]
         lines.append(f"| {' | '.join([row['variant'], str(len(done)), epochs, *figures, str(row['paper AP'])])} |\n")
     return head + "".join(lines)
 
