@@ -91,3 +91,52 @@ def test_wrong_arguments():
         reachable_offsets((1,), kernel=4)
     with pytest.raises(InputError, match=r"dilations must be >= 1, got \[2, 0\]"):
         is_complete((2, 0))
+
+
+def two_dots(count, distance, generator):
+    """Images (count, 3, 32, 16) of a green and a blue dot in one row, which of them is joint 0 told by the colour of a
+    band `distance` pixels above; target heatmaps; rows and columns (count, 2) of the joints."""
+    height, width = 32, 16
+
+    def draw(low, high):
+        return torch.randint(low, high, (count,), generator=generator)
+
+    images, n = 0.1 * torch.randn(count, 3, height, width, generator=generator), torch.arange(count)
+    green_first, row, columns = draw(0, 2), draw(24, 30), torch.stack([draw(2, 6), draw(10, 14)], 1)
+    images[n, 1, row, columns[:, 0]] += 3
+    images[n, 2, row, columns[:, 1]] += 3
+    for thickness in (-1, 0, 1):
+        images[n, 0, row - distance + thickness] += torch.where(green_first > 0, 2.0, -2.0)[:, None]
+    columns = torch.where(green_first[:, None] > 0, columns, columns.flip(1))
+    targets = torch.zeros(count, 2, height, width)
+    for joint in (0, 1):
+        targets[n, joint, row, columns[:, joint]] = 1
+    return images, targets, row[:, None].expand(-1, 2), columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "distance", "sees"), [("pyramid", 18, True), ("reversed", 18, True), (1, 18, False), (1, 4, True)]
+)
+def test_what_a_module_learns_to_see(scheme, distance, sees):
+    """Trained to tell two dots apart by a band: plain bottlenecks see 6 pixels far, and beyond that they guess."""
+    torch.manual_seed(0)
+    generator, steps = torch.Generator().manual_seed(0), 250
+    stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+    network = nn.Sequential(stem, DilationPyramidModule(8, scheme), nn.Conv2d(32, 2, 1))
+    optimizer = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, steps)
+    for _ in range(steps):
+        images, targets, _, _ = two_dots(16, distance, generator)
+        loss = ((network(images) - targets).square() * (1 + 30 * targets)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    images, _, rows, columns = two_dots(400, distance, generator)
+    with torch.no_grad():
+        maps = network.eval()(images)
+    n, joints = torch.arange(400)[:, None], torch.arange(2)
+    found = maps[n, joints, rows, columns] > maps[n, joints, rows, columns.flip(1)]
+    share = float(found.float().mean())
+    assert share > 0.95 if sees else 0.4 < share < 0.6
