@@ -44,12 +44,12 @@ class Ranks:
         """The one that writes files and prints."""
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         """The values of all ranks, in their order. Any that pickle can hold."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group)
         return values
 
     def gather_numbers(self, values: Sequence[float]) -> list[list[float]]:
@@ -61,12 +61,14 @@ class Ranks:
         dist.all_reduce(table)
         return table.tolist()
 
-    def on_all(self, work: Callable[[], T]) -> list[T]:
-        """What `work` gives on each rank. If it raises InputError on some, all raise the first of these."""
+    def on_all(self, work: Callable[[], T], patience: timedelta = _PATIENCE) -> list[T]:
+        """What `work` gives on each rank. If it raises InputError on some, all raise the first of these. Those that are
+        done wait `patience` for the others."""
         if self.world == 1:
             return [work()]
-        mine = _outcome(work)
-        outcomes = self.gather(mine)
+        with _patient(patience) as group:  # before the work: who waits within the group sees when another one ends
+            mine = _outcome(work)
+            outcomes = self.gather(mine, group)
         for rank, outcome in enumerate(outcomes):
             if isinstance(outcome, InputError):
                 raise mine if rank == self.rank else ErrorOfRank(str(outcome))
@@ -84,6 +86,17 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def _patient(patience: timedelta) -> Iterator[dist.ProcessGroup | None]:
+    """All processes as a group that waits so long; None for the one there is."""
+    if patience == _PATIENCE:
+        yield None
+        return
+    group = dist.new_group(timeout=patience, backend="gloo")
+    yield group
+    dist.destroy_process_group(group)
 
 
 def _outcome(work: Callable[[], T]) -> T | InputError:

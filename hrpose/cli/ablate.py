@@ -16,6 +16,7 @@ from hrpose.cli.arguments import check_output_folder
 from hrpose.errors import check
 from hrpose.files import write_atomically
 from hrpose.published import PUBLISHED
+from hrpose.ranks import is_first
 from hrpose.train.fit import LAST, Diverged
 from hrpose.train.log import read_log
 
@@ -78,8 +79,10 @@ def run(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):  # outermost, so that a table of all variants is there early
         for variant in variants:
             _train(variant, seed, out, options)
-            _write_tables(variants, options.seeds, out)
-    print((out / "table.md").read_text(), end="")
+            if is_first():
+                _write_tables(variants, options.seeds, out)
+    if is_first():
+        print((out / "table.md").read_text(), end="")
 
 
 def variants_of(tables: Iterable[str], only: list[str]) -> list[Variant]:
@@ -101,14 +104,16 @@ def variants_of(tables: Iterable[str], only: list[str]) -> list[Variant]:
 
 def _train(variant: Variant, seed: int, out: Path, options: argparse.Namespace) -> None:
     folder = out / variant.folder / f"seed{seed}"
-    print(f"{variant.label}, seed {seed}:", flush=True)
+    if is_first():
+        print(f"{variant.label}, seed {seed}:", flush=True)
     flags = vars(options) | {"model": variant.model, "out": str(folder), "resume": (folder / LAST).is_file()}
     flags["option"] = [*(f"{name}={str(value).lower()}" for name, value in variant.options), *options.option]
     flags["set"] = [*options.set, f"seed={seed}"]
     try:
         train.run(argparse.Namespace(**flags))
     except Diverged as error:  # a result too
-        print(f"{variant.label}, seed {seed}: {error}", flush=True)
+        if is_first():
+            print(f"{variant.label}, seed {seed}: {error}", flush=True)
 
 
 def results_of(variants: list[Variant], seeds: int, out: Path) -> list[dict[str, Any]]:

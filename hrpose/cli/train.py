@@ -6,8 +6,11 @@ import argparse
 import json
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,14 @@ from hrpose.files import write_atomically
 from hrpose.infer.evaluate import evaluate
 from hrpose.infer.protocol import Protocol, check_model
 from hrpose.models import create_model, load_weights
-from hrpose.ranks import Ranks, joined, launch, restarts
+from hrpose.ranks import Ranks, joined, launch, local_rank, restarts
 from hrpose.train.fit import BEST, LAST, fit
 from hrpose.train.loss import joint_weights
 from hrpose.train.recipe import RECIPES
 from hrpose.train.step import resolve_precision
 
 RUN = "run.json"
+_CACHING = timedelta(days=1)  # how long processes wait for one that decodes a data set
 
 
 def add_parser(commands: Any) -> None:
@@ -162,9 +166,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     say(f"{mixture.summary}, {skeleton.name}, {recipe.precision}, {device}")
     if options.cache:
         limit = None if gigabytes is None else int(gigabytes * 1e9)
-        ranks.on_first(lambda: cache_pixels(data, options.cache, workers, limit, say))
-        if not ranks.first:  # who finds the file, or on another machine makes their own
-            cache_pixels(data, options.cache, workers, limit)
+        _cache(data, ranks, lambda: cache_pixels(data, options.cache, workers, limit, say))
     precision = "fp32" if recipe.precision == "fp16" else recipe.precision
     protocol = Protocol(flip=not options.no_flip_test, precision=precision)
 
@@ -194,6 +196,17 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
         say(f"best: epoch {best['epoch'] + 1}, {name} {100 * best[name]:.1f}, in {out / BEST}")
     else:
         say(f"the network is in {out / LAST}" + ("" if validation else "; with --val the best epoch would be kept too"))
+
+
+def _cache(data: PoseDataset, ranks: Ranks, work: Callable[[], None]) -> None:
+    """Rank 0 makes the cache, then one process of each machine, which may find it there, then the rest, who do."""
+
+    def take(turn: bool) -> None:
+        if turn and data.windows is None:
+            work()
+
+    for turn in (ranks.first, local_rank() in (None, 0), True):
+        ranks.on_all(partial(take, turn), _CACHING)
 
 
 def _goes_on(out: Path, resume: bool) -> bool:

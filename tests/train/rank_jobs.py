@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -162,3 +163,8 @@ def train_until_killed(ranks, persons, folder, out):
 
 def train_on_unlike(ranks, persons, folder, out):
     return train(ranks, persons[: 14 - ranks.rank], folder, out)
+
+
+def wait_for_the_first(ranks, seconds: float, patience: float) -> list[int]:
+    """Rank 0 works for some seconds, the others have done nothing at once."""
+    return ranks.on_all(lambda: time.sleep(0 if ranks.rank else seconds) or ranks.rank, timedelta(seconds=patience))

@@ -22,11 +22,13 @@ from rank_jobs import (
     train_on_bad,
     train_on_unlike,
     train_until_killed,
+    wait_for_the_first,
 )
 from test_fit import TINY, draw_persons, outcome
 
 import hrpose
 from hrpose.checkpoint import digest, load_checkpoint
+from hrpose.cli import main
 from hrpose.data.coco import load_annotations
 from hrpose.data.dataset import EpochBatches
 from hrpose.errors import InputError
@@ -194,6 +196,11 @@ def test_ranks_with_unlike_data_are_refused(persons, folder, tmp_path):
     assert on_ranks(2, train_on_unlike, persons, folder, tmp_path) == [error, error]
 
 
+def test_waiting_for_long_work_has_its_own_limit(persons, folder):
+    assert on_ranks(2, wait_for_the_first, 4.0, 60.0) == [[0, 1], [0, 1]]
+    assert on_ranks(2, wait_for_the_first, 4.0, 1.0)[1][0] is LostRank
+
+
 def test_alone_nothing_is_asked_of_anybody():
     assert ALONE.first and ALONE.gather(3) == [3] and ALONE.gather_numbers([1.0, 2.0]) == [[1.0, 2.0]]
     assert ALONE.on_all(lambda: 4) == [4] and ALONE.on_first(lambda: 5) == 5
@@ -232,6 +239,31 @@ def wait_for(condition, launcher: subprocess.Popen) -> None:
     while not condition():
         assert time.monotonic() < end and launcher.poll() is None, launcher.communicate()[0]
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_cache_and_ablation_under_torchrun(persons, folder, tmp_path):
+    """Rank 0 decodes, the other one finds the file; the table and the weights are those of a single process."""
+    path = write_coco(folder, persons, 14)
+    command = ["ablate", "III", "--only", "dpn1_32 dilation=4", "--seeds", "1", "--width", "32", "--height", "32"]
+    command += ["--data", str(path), "--images", str(folder), "--val", str(path), "--epochs", "2", "--sync-bn"]
+    command += ["--set", "batch_size=4", "--set", "precision=fp32", "--device", "cpu", "--workers", "0"]
+    command += ["--cache", str(tmp_path / "cache"), "--out"]
+    launcher = torchrun([*command, str(tmp_path / "two")])
+    printed = launcher.communicate(timeout=300)[0]
+    assert launcher.returncode == 0, printed
+    assert printed.count("cache: decoding 14 persons") == 1 and printed.count("| dpn1_32 dilation=4 | 1 | 2 |") == 1
+    assert len(list((tmp_path / "cache").glob("*.pixels"))) == 1
+
+    assert main([*command, str(tmp_path / "one")]) == 0
+    runs = [load_checkpoint(tmp_path / name / "dpn1_32-dilation-4" / "seed0" / LAST) for name in ("one", "two")]
+    assert difference(runs[0].weights, runs[1].weights) < 0.02  # 20 times lr: Adam makes steps of rounding errors
+    tables = [json.loads((tmp_path / name / "table.json").read_text())[0] for name in ("one", "two")]
+    assert tables[0]["epochs"] == tables[1]["epochs"] == [2]
+
+    launcher = torchrun([*command, str(tmp_path / "two")])  # all there
+    printed = launcher.communicate(timeout=300)[0]
+    assert launcher.returncode == 0 and printed.count("is complete") == 1, printed
 
 
 @pytest.mark.slow
