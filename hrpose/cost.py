@@ -70,17 +70,31 @@ def count_cost(model: nn.Module, size: tuple[int, int], *, training: bool = Fals
     # deepcopy takes what it finds in the memo for the copy, so no weight is ever duplicated.
     memo = {id(t): t if t.is_meta else _without_storage(t) for t in tensors}
     copied = copy.deepcopy(model, memo).train(training)
+    for module in copied.modules():
+        module._forward_hooks.clear()  # the user's hooks, copied too, are about the real model
+    return count_on_meta(copied, size)
+
+
+def count_on_meta(model: nn.Module, size: tuple[int, int]) -> Cost:
+    """``count_cost`` of a network on the meta device that nobody else uses, in the mode it is in, without copying it:
+    copying takes longer than counting. What is hung on its layers meanwhile is taken off again."""
     layers: list[LayerCost] = []
-    for name, module in copied.named_modules():
+    norms, hooks = [], []
+    for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = _same  # costs nothing, keeps the shape, and on meta tensors would take most of the time
-        module._forward_hooks.clear()  # the user's hooks, copied too, are about the real model
+            norms.append(module)
         if isinstance(module, (*_CONVOLUTIONS, *_DECONVOLUTIONS, nn.Linear)):
-            module.register_forward_hook(_recorder(name, layers))
+            hooks.append(module.register_forward_hook(_recorder(name, layers)))
+    tensors = (*model.parameters(), *model.buffers())
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
     width, height = size
     with torch.no_grad():
-        copied(torch.empty(1, 3, height, width, dtype=dtype, device="meta"))
+        model(torch.empty(1, 3, height, width, dtype=dtype, device="meta"))
+    for norm in norms:
+        del norm.forward
+    for hook in hooks:
+        hook.remove()
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
         macs=sum(layer.macs for layer in layers),

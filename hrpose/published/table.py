@@ -1,12 +1,13 @@
 """The table of all networks: counted and printed size and cost, as rows, as text and as markdown."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
-from hrpose.cost import Cost, count_cost
+from hrpose.cost import Cost, count_on_meta
 from hrpose.models import create_model, is_pose_model, list_models
 from hrpose.published import dpn_paper, hrnet_notes, ram_gpr_paper
 from hrpose.published.row import Published, counted, rounds_to
@@ -89,11 +90,16 @@ def _row(
 @cache
 def _costs(name: str, options: tuple, size: tuple[int, int], num_keypoints: int | None) -> tuple[Cost, Cost]:
     """In eval and in training mode."""
-    with torch.device("meta"):
-        model = create_model(name, num_keypoints, **dict(options))
-    cost = count_cost(model, size)
+    model = _network(name, options, num_keypoints)
+    cost = count_on_meta(model.eval(), size)
     heads = getattr(model, "intermediate_supervision", False)
-    return cost, count_cost(model, size, training=True) if heads else cost
+    return cost, count_on_meta(model.train(), size) if heads else cost
+
+
+@lru_cache(maxsize=1)  # rows of one network and several sizes follow one another
+def _network(name: str, options: tuple, num_keypoints: int | None) -> nn.Module:
+    with torch.device("meta"):
+        return create_model(name, num_keypoints, **dict(options))
 
 
 def _sources(printed: Sequence[Published]) -> str | None:
