@@ -72,6 +72,10 @@ template <class T> void run_basic_blocks(const BasicBlocksArgs &args) {
 }
 
 int64_t basic_blocks_workspace(const BasicBlocksArgs &args) {
+#ifdef __AMX_BF16__
+  if (args.bf16 && padding_pays(args))
+    return PaddedSpace(args).bytes(args);
+#endif
 #ifdef __AVX512BF16__
   if (args.bf16)
     return BasicBlocksSpace<Bf16>(args).bytes(args);
@@ -80,6 +84,10 @@ int64_t basic_blocks_workspace(const BasicBlocksArgs &args) {
 }
 
 void basic_blocks_fwd(const BasicBlocksArgs &args) {
+#ifdef __AMX_BF16__
+  if (args.bf16 && padding_pays(args))
+    return run_padded(args);
+#endif
 #ifdef __AVX512BF16__
   if (args.bf16)
     return run_basic_blocks<Bf16>(args);

@@ -44,7 +44,9 @@ constexpr bool kBf16 = false;
 
 #include "bottlenecks.inl"
 #include "conv.inl"
-#include "basic_blocks.inl" // after conv.inl
+#include "padded.inl"
+
+#include "basic_blocks.inl" // after conv.inl and padded.inl
 #include "crop.inl"
 #include "decode.inl"
 #include "ram_sum.inl"
