@@ -7,8 +7,6 @@
 // maps stay in L2 and share a reading of the weights. Workers take images of their own while there is one for each;
 // those left over are shared, with a barrier after each pass.
 
-constexpr int64_t kGroup = 512 * 1024; // bytes of a map of a group: x, y and Winograd's planes fit L2 together
-
 template <class T> struct BasicBlocksSpace {
   int64_t group, map, shared, scratch; // images; bytes of y of a group, of tickets, of a worker
   ConvRoom<T> room;

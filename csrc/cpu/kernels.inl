@@ -45,7 +45,6 @@ constexpr bool kBf16 = false;
 #include "bottlenecks.inl"
 #include "conv.inl"
 #include "padded.inl"
-
 #include "basic_blocks.inl" // after conv.inl and padded.inl
 #include "crop.inl"
 #include "decode.inl"

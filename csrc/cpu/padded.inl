@@ -3,10 +3,11 @@
 // A map has one zero pixel behind each of its lines and a line of zeros above and below. The lines follow one another, so
 // what lies left of a line is the zero behind the one before it, and the neighbours in one direction of 16 pixels that
 // follow one another do so too: AMX reads them as they are, and no tap needs to be told whether it is inside. Outputs
-// between the lines are computed as well, and dropped. Worth it for few channels, where pixels take longer to look up
-// than to multiply.
+// between the lines are computed as well, and dropped. Looking up nine neighbours of a pixel takes longer than to multiply
+// them.
+constexpr int64_t kGroup = 512 * 1024; // bytes of a map of a group: x, y and Winograd's planes fit L2 together
+
 #ifdef __AMX_BF16__
-constexpr int64_t kPaddedChannels = 64; // with more, weights are best read once for the pixels of all images
 constexpr int64_t kPixels = 2 * kAmx;   // of a block, which is computed at once
 constexpr int64_t kBlocks = 6;          // of a strip, for which a panel of weights stays in L1
 
@@ -16,21 +17,29 @@ struct PaddedMap {
   int64_t pitch() const { return w + 1; }
   int64_t first() const { return 1 + pitch(); } // of pixel (0, 0), in pixels
   int64_t outputs() const { return h * pitch() - 1; }
-  int64_t bytes() const { return lines<Bf16>((first() + outputs() + pitch() + 1 + kPixels) * c); }
+  int64_t blocks() const { return ceil_div(outputs(), kPixels); }
+  int64_t values() const { return (first() + outputs() + pitch() + 1 + kPixels) * c; } // whole cache lines
 };
 
+// Are the outputs that are dropped few?
 inline bool padding_pays(const BasicBlocksArgs &a) {
   const int64_t computed = ceil_div(a.h * (a.w + 1) - 1, kAmx) * kAmx;
-  return a.channels % kPanel == 0 && a.channels <= kPaddedChannels && 8 * computed <= 9 * a.h * a.w;
+  return a.channels % kPanel == 0 && 2 * computed <= 3 * a.h * a.w;
 }
 
-// A 3x3 convolution, its residual and ReLU. Pointers are to pixel (0, 0).
+// A 3x3 convolution, its residual and ReLU. Pointers are to pixel (0, 0) of the first image.
 struct PaddedConv {
   const Bf16 *weights, *x;
   const float *bias;
   const Bf16 *residual; // null for none; may be `out`
   Bf16 *out;
-  bool dense; // is `out` (h, w, c), without zeros?
+  bool dense; // is `out` (n, h, w, c), without zeros?
+
+  PaddedConv of(const PaddedMap &map, int64_t n) const {
+    const int64_t padded = n * map.values();
+    return {weights, x + padded, bias, residual ? residual + padded : nullptr,
+            out + (dense ? n * map.h * map.w * map.c : padded), dense};
+  }
 };
 
 // Outputs of columns col .. col + kPanel of `count` pixels from the one at `begin`.
@@ -53,16 +62,18 @@ inline void padded_finish(const PaddedMap &map, const PaddedConv &conv, int64_t 
   }
 }
 
-// Blocks begin .. end of the outputs. Columns outermost, so that a panel of weights is in L1 for all but the first block.
-inline void padded_strip(const PaddedMap &map, const PaddedConv &conv, int64_t begin, int64_t end) {
+// Blocks begin .. end of the outputs of all images. Columns outermost, so that a panel of weights is in L1 or L2 for all
+// but the first block.
+inline void padded_strip(const PaddedMap &map, const PaddedConv &images, int64_t begin, int64_t end) {
   alignas(64) float sums[kPixels * kPanel];
   constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kPanel * sizeof(float);
-  const int64_t c = map.c, row = c * int64_t(sizeof(Bf16));
+  const int64_t c = map.c, row = c * int64_t(sizeof(Bf16)), of_image = map.blocks();
   // GCC's tile loads do not say that they read memory: what they read must be written by here.
   __asm__ volatile("" ::: "memory");
   for (int64_t col = 0; col < c; col += kPanel)
-    for (int64_t at = begin * kPixels; at < end * kPixels; at += kPixels) {
-      const int64_t rest = map.outputs() - at;
+    for (int64_t block = begin; block < end; ++block) {
+      const PaddedConv conv = images.of(map, block / of_image);
+      const int64_t at = block % of_image * kPixels, rest = map.outputs() - at;
       const int count = int(rest < kPixels ? rest : kPixels);
       const bool lower = count > kAmx;
       _tile_zero(0);
@@ -98,65 +109,76 @@ inline void padded_strip(const PaddedMap &map, const PaddedConv &conv, int64_t b
 
 struct PaddedSpace {
   PaddedMap map;
-  int64_t shared; // bytes of tickets
+  int64_t group, bytes_of_group, shared; // images at a time; bytes of one of their two maps, of tickets
   bool own_images;
 
   explicit PaddedSpace(const BasicBlocksArgs &a)
-      : map{a.h, a.w, a.channels}, shared((1 + a.threads * 2 * a.blocks) * kLine), own_images(a.n >= a.threads) {}
-  int64_t bytes(const BasicBlocksArgs &a) const { return shared + (own_images ? a.threads : 1) * 2 * map.bytes(); }
+      : map{a.h, a.w, a.channels}, shared((1 + a.threads * 2 * a.blocks) * kLine), own_images(a.n >= a.threads) {
+    const int64_t image = map.values() * int64_t(sizeof(Bf16));
+    group = kGroup / image < 1 ? 1 : kGroup / image;
+    group = group < a.n ? group : a.n;
+    bytes_of_group = group * image;
+  }
+  int64_t bytes(const BasicBlocksArgs &a) const { return shared + (own_images ? a.threads : 1) * 2 * bytes_of_group; }
 };
 
 inline void run_padded(const BasicBlocksArgs &args) {
   const PaddedSpace space(args);
   const PaddedMap &map = space.map;
-  const int64_t c = args.channels, image = args.h * args.w * c, passes = 2 * args.blocks;
-  char *const base = static_cast<char *>(args.workspace), *const maps = base + space.shared;
+  const int64_t c = args.channels, line = args.w * c, passes = 2 * args.blocks;
+  char *const base = static_cast<char *>(args.workspace);
   std::memset(base, 0, size_t(space.shared));
   int *const arrived = reinterpret_cast<int *>(base);
   team(args.threads, [&](int rank, int workers) {
     const AmxTiles<Bf16> tiles;
-    const auto pair = [&](int owner) { return maps + owner * 2 * map.bytes(); };
+    char *const own = base + space.shared + (space.own_images ? rank : 0) * 2 * space.bytes_of_group;
     if (space.own_images || !rank)
-      std::memset(pair(space.own_images ? rank : 0), 0, size_t(2 * map.bytes()));
-    const auto pixels = [&](int owner, int which) {
-      return reinterpret_cast<Bf16 *>(pair(owner) + which * map.bytes()) + map.first() * c;
+      std::memset(own, 0, size_t(2 * space.bytes_of_group));
+    // Lines begin .. end of images from `first` on, to the maps at `to`.
+    const auto take_in = [&](char *to, int64_t first, int64_t begin, int64_t end) {
+      const Bf16 *const x = static_cast<const Bf16 *>(args.x) + first * args.h * line;
+      for (int64_t i = begin; i < end; ++i)
+        std::memcpy(reinterpret_cast<Bf16 *>(to) + i / args.h * map.values() +
+                        (map.first() + i % args.h * map.pitch()) * c,
+                    x + i * line, size_t(line) * sizeof(Bf16));
     };
-    const auto take_in = [&](int64_t n, int owner, int64_t begin, int64_t end) { // lines of an image
-      const Bf16 *const x = static_cast<const Bf16 *>(args.x) + n * image;
-      for (int64_t line = begin; line < end; ++line)
-        std::memcpy(pixels(owner, 0) + line * map.pitch() * c, x + line * args.w * c, size_t(args.w * c) * sizeof(Bf16));
-    };
-    const auto pass = [&](int64_t index, int64_t n, int owner, int sharing, int64_t *ticket) {
+    const auto pass = [&](char *maps, int64_t index, int64_t first, int64_t count, int sharing, int64_t *ticket) {
       const bool second = index % 2, last = index + 1 == passes;
-      Bf16 *const x = pixels(owner, 0), *const y = pixels(owner, 1);
-      Bf16 *const out = last ? static_cast<Bf16 *>(args.out) + n * image : second ? x : y;
+      Bf16 *const x = reinterpret_cast<Bf16 *>(maps) + map.first() * c;
+      Bf16 *const y = reinterpret_cast<Bf16 *>(maps + space.bytes_of_group) + map.first() * c;
+      Bf16 *const out = last ? static_cast<Bf16 *>(args.out) + first * args.h * line : second ? x : y;
       const PaddedConv conv = {static_cast<const Bf16 *>(args.weights) + index * 9 * c * c,
                                second ? y : x,
                                args.biases + index * c,
                                second ? x : nullptr,
                                out,
                                last};
-      const int64_t blocks = ceil_div(map.outputs(), kPixels);
+      const int64_t blocks = count * map.blocks();
       const int64_t strips = ceil_div(ceil_div(blocks, kBlocks), sharing) * sharing;
       for (int64_t mine = take(ticket); mine < strips; mine = take(ticket))
         padded_strip(map, conv, part_begin(blocks, strips, mine), part_begin(blocks, strips, mine + 1));
     };
+    const auto counted = [&](int64_t first, int64_t end) { return end - first < space.group ? end - first : space.group; };
     const int64_t whole = space.own_images ? args.n / workers * workers : 0;
-    for (int64_t n = rank; n < whole; n += workers) {
-      take_in(n, rank, 0, args.h);
+    const int64_t end = part_begin(whole, workers, rank + 1);
+    for (int64_t first = part_begin(whole, workers, rank); first < end; first += space.group) {
+      const int64_t count = counted(first, end);
+      take_in(own, first, 0, count * args.h);
       for (int64_t index = 0; index < passes; ++index) {
         int64_t ticket = 0;
-        pass(index, n, rank, 1, &ticket);
+        pass(own, index, first, count, 1, &ticket);
       }
     }
     int meetings = 0;
     int64_t *ticket = reinterpret_cast<int64_t *>(base + kLine);
-    for (int64_t n = whole; n < args.n; ++n) {
-      meet(arrived, workers * ++meetings); // worker 0's maps are free and have their zeros
-      take_in(n, 0, part_begin(args.h, workers, rank), part_begin(args.h, workers, rank + 1));
+    char *const shared = base + space.shared; // worker 0's
+    for (int64_t first = whole; first < args.n; first += space.group) {
+      const int64_t count = counted(first, args.n), rows = count * args.h;
+      meet(arrived, workers * ++meetings); // they are free and have their zeros
+      take_in(shared, first, part_begin(rows, workers, rank), part_begin(rows, workers, rank + 1));
       for (int64_t index = 0; index < passes; ++index, ticket += kLine / int64_t(sizeof(int64_t))) {
         meet(arrived, workers * ++meetings);
-        pass(index, n, 0, workers, ticket);
+        pass(shared, index, first, count, workers, ticket);
       }
     }
   });
