@@ -186,8 +186,8 @@ template <class T> struct Chain {
     T *z[kStrip<T>];
     const int64_t mid = args.mid;
     int used = 0;
+    int64_t line = begin / order.pitch, at = begin % order.pitch;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t line = i / order.pitch, at = i % order.pitch;
       const int64_t row = rows.begin + (order.down ? at : line), col = cols.begin + (order.down ? line : at);
       z[i - begin] = scratch.z + (i - begin) * mid;
       y[i - begin] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
@@ -195,6 +195,8 @@ template <class T> struct Chain {
         pixels[used] = pixel(image, index, b, z[i - begin], row, col);
         x[used] = pixels[used].x, ++used;
       }
+      if (++at == order.pitch)
+        at = 0, ++line;
     }
     Term<T> taps[9];
     int count = 0;

@@ -148,13 +148,20 @@ struct Rows {
   int64_t stride;
 };
 
-// Rows `row` .. `row` + `count` - 1 of a term as they are if they are a full tile at equal distances, as pixels of one
-// line of the map are; else copied to `spare`, what lies beyond `count` being of no account.
-inline Rows amx_rows(const Term<Bf16> &term, int row, int count, Bf16 *spare) {
+// Do kAmx rows lie at equal distances, as pixels of one line of the map do?
+inline bool amx_equal(const Bf16 *const *rows) {
+  const __m512i step = _mm512_set1_epi64((rows[1] - rows[0]) * int64_t(sizeof(Bf16)));
+  const auto differ = [&](int i) {
+    const __m512i distance = _mm512_sub_epi64(_mm512_loadu_si512(rows + i + 1), _mm512_loadu_si512(rows + i));
+    return _mm512_cmpneq_epi64_mask(distance, step);
+  };
+  return !(differ(0) | differ(7)); // 15 distances
+}
+
+// Rows `row` .. `row` + `count` - 1 of a term as they are if they are a full tile at `equal` distances; else copied to
+// `spare`, what lies beyond `count` being of no account.
+inline Rows amx_rows(const Term<Bf16> &term, int row, int count, bool equal, Bf16 *spare) {
   const Bf16 *const *rows = term.rows + row;
-  bool equal = count == kAmx;
-  for (int i = 2; i < count; ++i)
-    equal = equal && rows[i] - rows[i - 1] == rows[1] - rows[0];
   if (equal)
     return {rows[0] + term.offset, (rows[1] - rows[0]) * int64_t(sizeof(Bf16))};
   for (int i = 0; i < count; ++i)
@@ -185,10 +192,15 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
   const int blocks = int(ceil_div(rows, 2 * kAmx));
   constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kPanel * sizeof(float);
   Bf16 *spare = p.spare;
-  for (int row = 0, tile = 0; tile < 2 * blocks; row += kAmx, ++tile)
-    for (int i = 0; i < p.count; ++i, spare += kAmx * p.terms[i - 1].k)
-      if (row < rows)
-        inputs[tile][i] = amx_rows(p.terms[i], row, rows - row < kAmx ? rows - row : kAmx, spare);
+  for (int row = 0, tile = 0; tile < 2 * blocks; row += kAmx, ++tile) {
+    const int count = rows - row < kAmx ? rows - row : kAmx;
+    bool equal = false;
+    for (int i = 0; i < p.count && count > 0; ++i, spare += kAmx * p.terms[i - 1].k) {
+      if (!i || p.terms[i].rows != p.terms[i - 1].rows) // the taps of a convolution may share theirs
+        equal = count == kAmx && amx_equal(p.terms[i].rows + row);
+      inputs[tile][i] = amx_rows(p.terms[i], row, count, equal, spare);
+    }
+  }
   // GCC's tile loads do not say that they read memory: what they read must be written by here.
   __asm__ volatile("" ::: "memory");
   Fetcher fetcher(p.fetch, p.width / kPanel * blocks);
