@@ -37,22 +37,40 @@ inline int spans(int64_t in_size, int64_t size, int64_t stride, int64_t dilation
 }
 
 // The order in which the pixels of a rectangle are taken: along lines of `length` pixels, which are rows, or columns if
-// `down`. AMX reads a tile of rows as they are if these lie at equal distances, else they are copied: `pitch` fills
-// lines up to whole tiles with what lies behind them, if that is little.
+// `down`. AMX reads a tile of rows as they are if these lie at equal distances, as do all pixels if the rows are `whole`
+// rows of the map; else they are copied: `pitch` fills lines up to whole tiles with what lies behind them, if that is
+// little. Of columns, tiles side by side follow one another: the pixels of a whole column meet in few sets of L1.
 struct Order {
   bool down;
   int64_t length, pitch, count; // of lines
   int64_t unit;                 // pixels that one does not part
 
-  Order(const Span &rows, const Span &cols, bool tiled) : down(false) {
+  Order(const Span &rows, const Span &cols, bool tiled, bool whole) : down(false) {
     const int64_t height = rows.end - rows.begin, width = cols.end - cols.begin;
     const auto filled = [](int64_t n) { return ceil_div(n, kTileRows) * kTileRows; };
-    down = tiled && filled(height) * width < filled(width) * height;
+    down = tiled && !whole && filled(height) * width < filled(width) * height;
     length = down ? height : width, count = down ? width : height;
-    pitch = tiled && 3 * filled(length) <= 4 * length ? filled(length) : length;
+    pitch = tiled && !whole && 3 * filled(length) <= 4 * length ? filled(length) : length;
     unit = tiled && pitch % kTileRows == 0 ? kTileRows : 1;
   }
   static constexpr int64_t kTileRows = 16;
+
+  struct Place {
+    int64_t line, at; // in it
+  };
+  int64_t run() const { return down && unit > 1 ? unit : pitch; } // pixels of a line that follow one another
+  Place place(int64_t index) const {
+    const int64_t runs = index / run();
+    return {runs % count, runs / count * run() + index % run()};
+  }
+  void advance(Place &place) const {
+    if (++place.at % run())
+      return;
+    if (++place.line < count)
+      place.at -= run();
+    else
+      place.line = 0;
+  }
 };
 
 template <class T> struct Block {
@@ -186,8 +204,9 @@ template <class T> struct Chain {
     T *z[kStrip<T>];
     const int64_t mid = args.mid;
     int used = 0;
-    int64_t line = begin / order.pitch, at = begin % order.pitch;
-    for (int64_t i = begin; i < end; ++i) {
+    Order::Place place = order.place(begin);
+    for (int64_t i = begin; i < end; ++i, order.advance(place)) {
+      const auto [line, at] = place;
       const int64_t row = rows.begin + (order.down ? at : line), col = cols.begin + (order.down ? line : at);
       z[i - begin] = scratch.z + (i - begin) * mid;
       y[i - begin] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
@@ -195,8 +214,6 @@ template <class T> struct Chain {
         pixels[used] = pixel(image, index, b, z[i - begin], row, col);
         x[used] = pixels[used].x, ++used;
       }
-      if (++at == order.pitch)
-        at = 0, ++line;
     }
     Term<T> taps[9];
     int count = 0;
@@ -287,7 +304,8 @@ template <class T> struct Chain {
     const int col_spans = spans(b.in_w, w, b.stride, b.dilation, cols);
     for (int i = 0; i < row_spans * col_spans; ++i) {
       const Span &r = rows[i / col_spans], &c = cols[i % col_spans];
-      const Order order(r, c, kAmxRows && sizeof(T) < sizeof(float));
+      const bool whole = c.end - c.begin == w && b.stride == 1;
+      const Order order(r, c, kAmxRows && sizeof(T) < sizeof(float), whole);
       const int64_t unit = order.unit, units = order.pitch * order.count / unit;
       const int64_t strips = count_strips<T>(units * unit, workers);
       for (; mine < begun + strips; mine = take(ticket)) {
