@@ -55,6 +55,11 @@ struct Order {
   }
   static constexpr int64_t kTileRows = 16;
 
+  // All pixels of a map with margins.
+  Order(int64_t w, int64_t pitch_of_map, int64_t h)
+      : down(false), length(w), pitch(pitch_of_map), count(h), unit(kTileRows) {}
+
+  int64_t pixels() const { return pitch * count; } // with those that fill lines up
   struct Place {
     int64_t line, at; // in it
   };
@@ -79,6 +84,7 @@ template <class T> struct Block {
   const float *u;      // w2 in Winograd's domain, 36 matrices (mid, mid); null where the direct way is cheaper
   const T *projection; // of the shortcut, null for the identity
   int64_t in, dilation, stride, in_h, in_w;
+  int64_t margin, pitch, first; // of y, see Chain::margin: pixels of zeros, from line to line, before pixel (0, 0)
 };
 
 // One image on its way through the chain.
@@ -121,7 +127,36 @@ template <class T> struct Chain {
     b.in = in, b.dilation = args.dilations[index], b.stride = index ? 1 : args.stride;
     b.in_h = index ? h : args.h, b.in_w = index ? w : args.w;
     b.u = winograd_pays(b) ? args.winograd + index * Tiles::kProducts * mid * mid : nullptr;
+    b.margin = margin(b), b.pitch = b.in_w + b.margin, b.first = b.margin * (b.pitch + 1);
     return b;
+  }
+
+  // AMX reads y with zeros around it, as many as the dilation behind each line and lines of them above and below: then all
+  // pixels of the map are one run, and every tap is inside. Where that adds much to the map the pixels are grouped.
+  static int64_t margin(const Block<T> &b) {
+    const bool little = 4 * b.dilation <= b.in_w && 4 * b.dilation <= b.in_h;
+    return kAmxRows && sizeof(T) < sizeof(float) && b.stride == 1 && little ? b.dilation : 0;
+  }
+  // Pixels of y in memory.
+  static int64_t room(const Block<T> &b) { return b.in_h * b.pitch + 2 * b.first; }
+
+  // Writes the zeros of the y that block `index` will read, or this worker's share of them.
+  void clear_margin(const Image<T> &image, int64_t index, int rank, int workers) const {
+    if (index == args.blocks)
+      return;
+    const Block<T> b = block(index);
+    const auto clear = [&](int64_t begin, int64_t end) {
+      std::memset(image.y[index % 2] + begin * args.mid, 0, size_t((end - begin) * args.mid) * sizeof(T));
+    };
+    if (!b.margin)
+      return;
+    if (!rank) {
+      clear(0, b.first);
+      clear(b.first + b.in_h * b.pitch, room(b));
+    }
+    const int64_t end = part_begin(b.in_h, workers, rank + 1);
+    for (int64_t row = part_begin(b.in_h, workers, rank); row < end; ++row)
+      clear(b.first + row * b.pitch + b.in_w, b.first + (row + 1) * b.pitch);
   }
 
   // Are Winograd's products fewer than those of the taps inside the map?
@@ -155,9 +190,12 @@ template <class T> struct Chain {
     const void *later[kStrip<T>];
     T *y[kStrip<T>];
     Fetch fetch = {later, 0, b.in * int64_t(sizeof(T))};
+    int64_t row = begin / args.w, col = begin % args.w;
     for (int64_t i = begin; i < end; ++i) {
       x[i - begin] = image.x + i * b.in;
-      y[i - begin] = image.y[0] + i * args.mid;
+      y[i - begin] = image.y[0] + (b.first + row * b.pitch + col) * args.mid;
+      if (++col == args.w)
+        col = 0, ++row;
       if (i + ahead < args.h * args.w)
         later[fetch.count++] = image.x + (i + ahead) * b.in;
     }
@@ -165,10 +203,11 @@ template <class T> struct Chain {
     product<T>({&term, 1, b.b1, nullptr, y, 0, args.mid, true, scratch.spare, &fetch}, int(end - begin));
   }
 
-  Pixel<T> pixel(const Image<T> &image, int64_t index, const Block<T> &b, const T *z, int64_t y, int64_t x) const {
+  Pixel<T> pixel(const Image<T> &image, int64_t index, const Block<T> &b, const Block<T> *next, const T *z, int64_t y,
+                 int64_t x) const {
     T *const out = image.out + (y * w + x) * args.out_channels;
     const T *const shortcut = index ? out : image.x + (y * b.in_w + x) * b.stride * b.in;
-    return {z, shortcut, out, image.y[(index + 1) % 2] + (y * w + x) * args.mid};
+    return {z, shortcut, out, next ? image.y[(index + 1) % 2] + (next->first + y * next->pitch + x) * args.mid : nullptr};
   }
 
   // Second and third line of the equation: x and the next y of up to a strip of pixels whose z is known. `next` is null
@@ -203,15 +242,16 @@ template <class T> struct Chain {
     const void *x[kStrip<T>];
     T *z[kStrip<T>];
     const int64_t mid = args.mid;
-    int used = 0;
+    int used = 0, dropped = 0;
     Order::Place place = order.place(begin);
     for (int64_t i = begin; i < end; ++i, order.advance(place)) {
       const auto [line, at] = place;
       const int64_t row = rows.begin + (order.down ? at : line), col = cols.begin + (order.down ? line : at);
-      z[i - begin] = scratch.z + (i - begin) * mid;
-      y[i - begin] = image.y[index % 2] + (row * b.in_w + col) * b.stride * mid;
-      if (at < order.length) {
-        pixels[used] = pixel(image, index, b, z[i - begin], row, col);
+      const bool inside = at < order.length; // else its z is not looked at, and lies behind the others
+      z[i - begin] = scratch.z + (inside ? used : end - begin - ++dropped) * mid;
+      y[i - begin] = image.y[index % 2] + (b.first + (row * b.pitch + col) * b.stride) * mid;
+      if (inside) {
+        pixels[used] = pixel(image, index, b, next, z[i - begin], row, col);
         x[used] = pixels[used].x, ++used;
       }
     }
@@ -219,7 +259,7 @@ template <class T> struct Chain {
     int count = 0;
     for (int ky = rows.lower ? -1 : 0; ky <= rows.upper; ++ky)
       for (int kx = cols.lower ? -1 : 0; kx <= cols.upper; ++kx)
-        taps[count++] = {y, (ky * b.in_w + kx) * b.dilation * mid, mid, b.w2 + (3 * ky + kx + 4) * mid * mid};
+        taps[count++] = {y, (ky * b.pitch + kx) * b.dilation * mid, mid, b.w2 + (3 * ky + kx + 4) * mid * mid};
     const Fetch fetch = {x, used, b.in * int64_t(sizeof(T))};
     product<T>({taps, count, b.b2, nullptr, z, 0, mid, true, scratch.spare, &fetch}, int(end - begin));
     up_down(b, next, scratch, pixels, used, nullptr, 0);
@@ -259,7 +299,7 @@ template <class T> struct Chain {
               float *const z = inside ? scratch.z + count * mid : outside;
               outs[row * across + col - first][4 * i + j] = z;
               if (inside)
-                pixels[count++] = pixel(image, index, b, z, y, x);
+                pixels[count++] = pixel(image, index, b, next, z, y, x);
             }
     }
     const auto strip = [&](int begin) { return count - begin < kStrip<T> ? count - begin : kStrip<T>; };
@@ -275,7 +315,9 @@ template <class T> struct Chain {
   }
 
   // Stage `index` of an image: its head for -1, else a block. Workers draw strips from `ticket`.
-  void stage(const Image<T> &image, int64_t index, const Scratch<T> &scratch, int workers, int64_t *ticket) const {
+  void stage(const Image<T> &image, int64_t index, const Scratch<T> &scratch, int rank, int workers,
+             int64_t *ticket) const {
+    clear_margin(image, index + 1, rank, workers);
     int64_t mine = take(ticket), begun = 0; // strip numbers: drawn last, before this rectangle
     if (index < 0) {
       const Block<T> b = block(0);
@@ -299,20 +341,20 @@ template <class T> struct Chain {
         return;
       }
     }
-    Span rows[3], cols[3];
-    const int row_spans = spans(b.in_h, h, b.stride, b.dilation, rows);
-    const int col_spans = spans(b.in_w, w, b.stride, b.dilation, cols);
+    Span rows[3] = {{0, h, true, true}}, cols[3] = {{0, w, true, true}};
+    const int row_spans = b.margin ? 1 : spans(b.in_h, h, b.stride, b.dilation, rows);
+    const int col_spans = b.margin ? 1 : spans(b.in_w, w, b.stride, b.dilation, cols);
     for (int i = 0; i < row_spans * col_spans; ++i) {
       const Span &r = rows[i / col_spans], &c = cols[i % col_spans];
       const bool whole = c.end - c.begin == w && b.stride == 1;
-      const Order order(r, c, kAmxRows && sizeof(T) < sizeof(float), whole);
-      const int64_t unit = order.unit, units = order.pitch * order.count / unit;
+      const Order order = b.margin ? Order(w, b.pitch, h) : Order(r, c, kAmxRows && sizeof(T) < sizeof(float), whole);
+      const int64_t unit = order.unit, units = ceil_div(order.pixels(), unit);
       const int64_t strips = count_strips<T>(units * unit, workers);
       for (; mine < begun + strips; mine = take(ticket)) {
         const int64_t begin = part_begin(units, strips, mine - begun) * unit;
         const int64_t end = part_begin(units, strips, mine - begun + 1) * unit;
         if (begin < end)
-          direct(image, index, b, next, scratch, r, c, order, begin, end);
+          direct(image, index, b, next, scratch, r, c, order, begin, end < order.pixels() ? end : order.pixels());
       }
       begun += strips;
     }
@@ -334,8 +376,13 @@ template <class T> struct Workspace {
     const Chain<T> chain(a);
     whole_images = a.n >= a.threads;
     shared = (1 + a.threads * (a.blocks + 1)) * kLine;
-    y_first = lines<T>(a.h * a.w * a.mid) + kLine; // a line apart, so that equal pixels of both miss each other in L1
-    y_both = y_first + lines<T>(chain.h * chain.w * a.mid) + kLine;
+    int64_t pixels[2] = {0, 0};
+    for (int64_t index = 0; index < a.blocks; ++index) {
+      const int64_t room = Chain<T>::room(chain.block(index));
+      pixels[index % 2] = pixels[index % 2] > room ? pixels[index % 2] : room;
+    }
+    y_first = lines<T>(pixels[0] * a.mid) + kLine; // a line apart, so that equal pixels of both miss each other in L1
+    y_both = y_first + lines<T>(pixels[1] * a.mid) + kLine;
     y_all = (whole_images ? a.threads : 1) * y_both;
     constexpr int64_t tiled = Tiles::kOutputs * Tiles::kMostTiles;
     z = lines<T>((a.winograd && tiled > kStrip<T> ? tiled : kStrip<T>) * a.mid);
@@ -378,7 +425,7 @@ template <class T> void run_bottlenecks(const BottlenecksArgs &args) {
     for (int64_t n = rank; n < whole; n += workers)
       for (int64_t index = -1; index < args.blocks; ++index) {
         int64_t ticket = 0;
-        chain.stage(image(n, rank), index, scratch, 1, &ticket);
+        chain.stage(image(n, rank), index, scratch, 0, 1, &ticket);
       }
     int meetings = 0;
     int64_t *ticket = space.tickets;
@@ -386,7 +433,7 @@ template <class T> void run_bottlenecks(const BottlenecksArgs &args) {
       meet(space.arrived, workers * ++meetings); // worker 0's y is shared from here on
     for (int64_t n = whole; n < args.n; ++n)
       for (int64_t index = -1; index < args.blocks; ++index, ticket += kLine / sizeof(int64_t)) {
-        chain.stage(image(n, 0), index, scratch, workers, ticket);
+        chain.stage(image(n, 0), index, scratch, rank, workers, ticket);
         meet(space.arrived, workers * ++meetings);
       }
   });
