@@ -8,6 +8,35 @@
 // times, from the cache, and writes only what leaves the pooling: two rows of the convolution at a time, and the one
 // before them, stay in the cache. Workers take images, or shares of the rows.
 
+// The largest of values that have been through ReLU, of kChannels channels or as many as are left. NaN stays NaN.
+template <class T> struct Largest {
+  static constexpr int kChannels = kLanes;
+  Vec value = {};
+
+  explicit Largest(int64_t) {}
+  void take(const T *from) {
+    const Vec next = load(from);
+    value = (next > value) | (next != next) ? next : value;
+  }
+  void put(T *to) const { store(to, value); }
+};
+
+#ifdef __AVX512BF16__
+// Without their sign they are ordered like whole numbers, NaN above all.
+template <> struct Largest<Bf16> {
+  static constexpr int kChannels = 32;
+  __m512i value = _mm512_setzero_si512();
+  __mmask32 left;
+
+  explicit Largest(int64_t channels) : left(channels < kChannels ? 0xffff : 0xffffffff) {} // a multiple of 16
+  void take(const Bf16 *from) {
+    const __m512i next = _mm512_slli_epi16(_mm512_maskz_loadu_epi16(left, from), 1);
+    value = _mm512_max_epu16(value, next);
+  }
+  void put(Bf16 *to) const { _mm512_mask_storeu_epi16(to, left, _mm512_srli_epi16(value, 1)); }
+};
+#endif
+
 template <class T> struct Stem {
   const StemArgs &args;
   int64_t conv_h, conv_w, h, w; // of the convolution, of the output
@@ -54,10 +83,12 @@ template <class T> struct Stem {
       const int64_t begin = part_begin(pixels, strips, strip), end = part_begin(pixels, strips, strip + 1);
       const T *rows[kStrip<T>];
       T *outs[kStrip<T>];
+      int64_t y = begin / conv_w, x = begin % conv_w;
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t y = i / conv_w, x = i % conv_w;
         rows[i - begin] = padded + y * args.stride * pitch + x * args.stride * 3;
         outs[i - begin] = out[y] + x * args.out_channels;
+        if (++x == conv_w)
+          x = 0, ++y;
       }
       Term<T> terms[kMaxKernel];
       for (int64_t k = 0; k < args.kernel; ++k)
@@ -67,19 +98,19 @@ template <class T> struct Stem {
     }
   }
 
-  static Vec larger(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; } // NaN stays NaN
-
   // An output row: the largest of up to three rows of the convolution and of three columns.
   void pool(const T *const *rows, int count, T *out) const {
     const int64_t c = args.out_channels;
-    for (int64_t x = 0; x < w; ++x)
-      for (int64_t channel = 0; channel < c; channel += kLanes) {
-        Vec value = load(rows[0] + 2 * x * c + channel);
-        for (int64_t col = x ? 2 * x - 1 : 0; col <= 2 * x + 1 && col < conv_w; ++col)
+    for (int64_t x = 0; x < w; ++x) {
+      const int64_t begin = x ? 2 * x - 1 : 0, end = 2 * x + 2 < conv_w ? 2 * x + 2 : conv_w;
+      for (int64_t channel = 0; channel < c; channel += Largest<T>::kChannels) {
+        Largest<T> largest(c - channel);
+        for (int64_t col = begin; col < end; ++col)
           for (int row = 0; row < count; ++row)
-            value = larger(load(rows[row] + col * c + channel), value);
-        store(out + x * c + channel, value);
+            largest.take(rows[row] + col * c + channel);
+        largest.put(out + x * c + channel);
       }
+    }
   }
 
   // Output rows begin .. end of image n.
