@@ -69,7 +69,8 @@ def test_isa_units_export_one_table(build, tmp_path, isa):
     openmp = ["-fopenmp"] if build.accepts([CXX], "-fopenmp") else []
     if not build.accepts([CXX], *build.ISA_FLAGS[isa]):
         pytest.skip(f"{CXX} does not know {isa}")
-    command = [CXX, *build.CXX_FLAGS, *openmp, *build.ISA_FLAGS[isa], "-Werror", "-c", str(source), "-o", str(unit)]
+    flags = [*build.CXX_FLAGS, *openmp, *build.KERNEL_FLAGS, *build.ISA_FLAGS[isa], "-Werror"]
+    command = [CXX, *flags, "-c", str(source), "-o", str(unit)]
     subprocess.run(command, check=True)
     symbols = [line.split()[-2:] for line in subprocess.check_output(["nm", unit], text=True).splitlines()]
     defined = [name for kind, name in symbols if kind.isupper() and kind != "U"]

@@ -13,7 +13,7 @@ import hrpose
 
 ROOT = Path(hrpose.__file__).parent
 LAYERS = [
-    {"errors", "files", "matlab", "ranks", "skeleton", "geometry", "image", "ops", "shipped", "synth"},
+    {"errors", "files", "matlab", "ranks", "skeleton", "geometry", "image", "pillow_memory", "ops", "shipped", "synth"},
     {"models", "cost", "receptive_field", "published", "data", "eval", "checkpoint", "optimize"},
     {"infer", "viz"},
     {"train", "bench"},

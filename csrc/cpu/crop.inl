@@ -261,6 +261,10 @@ template <bool opencv4, int step> inline void crop_rows(const CropArgs &a, int64
   }
 }
 
+template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
+  a.image_step == 3 ? crop_rows<opencv4, 3>(a, n, y0, y1) : crop_rows<opencv4, 4>(a, n, y0, y1);
+}
+
 // The operation order of OpenCV's own inversion (D = 1 / det first); false if it leaves the finite numbers.
 inline bool invert_affine(const double *m, double *inverse) {
   double d = m[0] * m[4] - m[1] * m[3];
@@ -283,12 +287,10 @@ int64_t crop_fwd(const CropArgs &a) {
   for (int64_t n = 0; n < a.n; ++n)
     if (!invert_affine(a.transforms + n * 6, a.inverses + n * 6))
       return n;
-  const auto rows = a.opencv4 ? a.image_step == 3 ? crop_rows<true, 3> : crop_rows<true, 4>
-                    : a.image_step == 3 ? crop_rows<false, 3> : crop_rows<false, 4>;
   split(a.n * a.h, a.threads, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / a.h, y0 = begin % a.h, y1 = a.h - y0 < end - begin ? a.h : y0 + end - begin;
-      rows(a, n, y0, y1);
+      a.opencv4 ? crop_rows<true>(a, n, y0, y1) : crop_rows<false>(a, n, y0, y1);
       begin += y1 - y0;
     }
   });
