@@ -207,7 +207,8 @@ template <class T> struct Chain {
                  int64_t x) const {
     T *const out = image.out + (y * w + x) * args.out_channels;
     const T *const shortcut = index ? out : image.x + (y * b.in_w + x) * b.stride * b.in;
-    return {z, shortcut, out, next ? image.y[(index + 1) % 2] + (next->first + y * next->pitch + x) * args.mid : nullptr};
+    T *const after = image.y[(index + 1) % 2];
+    return {z, shortcut, out, next ? after + (next->first + y * next->pitch + x) * args.mid : nullptr};
   }
 
   // Second and third line of the equation: x and the next y of up to a strip of pixels whose z is known. `next` is null

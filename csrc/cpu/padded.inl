@@ -1,15 +1,17 @@
 // A chain of basic blocks in bf16 on AMX, on maps with zeros around them: see basic_blocks.inl for what is computed.
 //
-// A map has one zero pixel behind each of its lines and a line of zeros above and below. The lines follow one another, so
-// what lies left of a line is the zero behind the one before it, and the neighbours in one direction of 16 pixels that
-// follow one another do so too: AMX reads them as they are, and no tap needs to be told whether it is inside. Outputs
-// between the lines are computed as well, and dropped. Looking up nine neighbours of a pixel takes longer than to multiply
-// them.
-constexpr int64_t kGroup = 512 * 1024; // bytes of a map of a group: x, y and Winograd's planes fit L2 together
+// A map has one zero pixel behind each of its lines and a line of zeros above and below. The lines follow one another,
+// so what lies left of a line is the zero behind the one before it, and the neighbours in one direction of 16 pixels
+// that follow one another do so too: AMX reads them as they are, and no tap needs to be told whether it is inside.
+// Outputs between the lines are computed as well, and dropped. Looking up nine neighbours of a pixel takes longer than
+// to multiply them.
+
+// Of all basic blocks: bytes of a map of a group of images. x, y and Winograd's planes fit L2 together.
+constexpr int64_t kGroup = 512 * 1024;
 
 #ifdef __AMX_BF16__
-constexpr int64_t kPixels = 2 * kAmx;   // of a block, which is computed at once
-constexpr int64_t kBlocks = 6;          // of a strip, for which a panel of weights stays in L1
+constexpr int64_t kPixels = 2 * kAmx; // of a block, which is computed at once
+constexpr int64_t kBlocks = 6;        // of a strip, for which a panel of weights is read once from L2
 
 struct PaddedMap {
   int64_t h, w, c;
@@ -62,8 +64,8 @@ inline void padded_finish(const PaddedMap &map, const PaddedConv &conv, int64_t 
   }
 }
 
-// Blocks begin .. end of the outputs of all images. Columns outermost, so that a panel of weights is in L1 or L2 for all
-// but the first block.
+// Blocks begin .. end of the outputs of all images. Columns outermost, so that a panel of weights is in L1 or L2 for
+// all but the first block.
 inline void padded_strip(const PaddedMap &map, const PaddedConv &images, int64_t begin, int64_t end) {
   alignas(64) float sums[kPixels * kPanel];
   constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kPanel * sizeof(float);
@@ -158,7 +160,9 @@ inline void run_padded(const BasicBlocksArgs &args) {
       for (int64_t mine = take(ticket); mine < strips; mine = take(ticket))
         padded_strip(map, conv, part_begin(blocks, strips, mine), part_begin(blocks, strips, mine + 1));
     };
-    const auto counted = [&](int64_t first, int64_t end) { return end - first < space.group ? end - first : space.group; };
+    const auto counted = [&](int64_t first, int64_t end) {
+      return end - first < space.group ? end - first : space.group;
+    };
     const int64_t whole = space.own_images ? args.n / workers * workers : 0;
     const int64_t end = part_begin(whole, workers, rank + 1);
     for (int64_t first = part_begin(whole, workers, rank); first < end; first += space.group) {
