@@ -1,13 +1,13 @@
 // The Python module hrpose._C, and the only file that knows pybind11. Pointers come as integers from hrpose/ops, which
 // has checked and allocated everything; kernels run with the GIL released.
 #include "cpu/kernels.h"
+#include "direct.h"
+#include "tensors.h"
+#include "workspace.h"
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #ifdef HRPOSE_WITH_CUDA
 #include "cuda/kernels.h"
-#endif
-#ifdef __linux__
-#include <sys/mman.h>
 #endif
 
 namespace py = pybind11;
@@ -62,28 +62,11 @@ int64_t crop_fwd(Address image, Address transforms, Address inverses, Address ou
                                     threads});
 }
 
-// Asks for huge pages; a system that has none, or refuses, changes nothing.
-void advise_huge_pages(Address begin, std::size_t size) {
-#ifdef MADV_HUGEPAGE
-  madvise(pointer<void>(begin), size, MADV_HUGEPAGE);
-#else
-  (void)begin, (void)size;
-#endif
-}
-
 std::vector<void *> pointers(const std::vector<Address> &addresses) {
   std::vector<void *> result;
   for (const Address address : addresses)
     result.push_back(pointer<void>(address));
   return result;
-}
-
-void ram_sum_fwd(const std::vector<Address> &inputs, const std::vector<int64_t> &factors, Address weights, Address out,
-                 Address workspace, int64_t room, int64_t n, int64_t h, int64_t w, int64_t c, int64_t share,
-                 int64_t step, bool bilinear, bool bfloat16, int threads) {
-  hrpose::active().ram_sum_fwd({pointers(inputs).data(), factors.data(), pointer<const float>(weights),
-                                pointer<void>(out), pointer<float>(workspace), room, n, h, w, c, share, step,
-                                int(factors.size()), bilinear, bfloat16, threads});
 }
 
 void ram_sum_bwd(Address grad, Address out, const std::vector<Address> &inputs, const std::vector<int64_t> &factors,
@@ -97,6 +80,15 @@ void ram_sum_bwd(Address grad, Address out, const std::vector<Address> &inputs, 
 }
 
 // The kernel and the measuring of its workspace take the same arguments.
+template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::RamSumArgs &)>
+Result ram_sum(const std::vector<Address> &inputs, const std::vector<int64_t> &factors, Address weights, Address out,
+               Address workspace, int64_t n, int64_t h, int64_t w, int64_t c, int64_t share, bool bilinear,
+               bool bfloat16, int threads) {
+  return (hrpose::active().*kernel)({pointers(inputs).data(), factors.data(), pointer<const float>(weights),
+                                     pointer<void>(out), pointer<float>(workspace), n, h, w, c, share,
+                                     int(factors.size()), bilinear, bfloat16, threads});
+}
+
 template <class Result, Result (*hrpose::Kernels::*kernel)(const hrpose::BottlenecksArgs &)>
 Result bottlenecks(Address x, Address out, Address weights, Address biases, Address winograd, Address dilations,
                    Address workspace, int64_t n, int64_t h, int64_t w, int64_t in_channels, int64_t mid,
@@ -252,11 +244,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas);
   m.def("isa", [] { return hrpose::active().isa; });
   m.def("set_isa", hrpose::set_isa);
-  m.def("advise_huge_pages", advise_huge_pages);
+  m.def("advise_huge_pages",
+        [](Address begin, std::size_t size) { hrpose::advise_huge_pages(pointer<void>(begin), size); });
+  m.def("read_tensors", [](py::type type, const py::object &table) {
+    return hrpose::read_tensors(reinterpret_cast<PyTypeObject *>(type.ptr()), table.ptr());
+  });
+  py::module_ direct = m.def_submodule("direct"); // ops on tensors, see direct.h
+  PyModule_AddFunctions(direct.ptr(), hrpose::direct_methods);
   m.def("bf16", [] { return hrpose::active().bf16; });
   m.def("decode_fwd", decode_fwd, release());
   m.def("crop_fwd", crop_fwd, release());
-  m.def("ram_sum_fwd", ram_sum_fwd, release());
+  m.def("ram_sum_workspace", ram_sum<int64_t, &hrpose::Kernels::ram_sum_workspace>);
+  m.def("ram_sum_fwd", ram_sum<void, &hrpose::Kernels::ram_sum_fwd>, release());
   m.def("ram_sum_bwd", ram_sum_bwd, release());
   m.def("bottlenecks_workspace", bottlenecks<int64_t, &hrpose::Kernels::bottlenecks_workspace>);
   m.def("bottlenecks_fwd", bottlenecks<void, &hrpose::Kernels::bottlenecks_fwd>, release());

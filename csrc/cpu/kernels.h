@@ -5,6 +5,7 @@
 namespace hrpose {
 
 constexpr int kMaxBlur = 27; // MAX_BLUR in hrpose/ops/decode.py
+constexpr int kMaxTerms = 8; // KERNEL_TERMS in hrpose/ops/ram_sum.py
 
 // All tensors are dense and row-major. Sizes are >= 1 except n >= 0. threads >= 1 is the number of workers to split
 // over.
@@ -44,10 +45,9 @@ struct RamSumArgs {
   const int64_t *factors;    // (m) f
   const float *weights;      // (n / share, m), or null for ones
   void *out;                 // (n, h, w, c)
-  float *workspace;          // (threads, room), room = w c (step + m (step + 1))
-  int64_t room, n, h, w, c, share; // share images have the weights of one sample
-  int64_t step;                    // rows that are computed at once, 1..8
-  int m;                           // 1..8
+  float *workspace;          // of ram_sum_workspace() bytes
+  int64_t n, h, w, c, share; // share images have the weights of one sample
+  int m;                     // 1..kMaxTerms
   bool bilinear, bfloat16;
   int threads;
 };
@@ -132,6 +132,7 @@ struct Kernels {
   void (*decode_fwd)(const DecodeArgs &);
   // -1, or the index of the first transform that cannot be inverted; `out` is then untouched.
   int64_t (*crop_fwd)(const CropArgs &);
+  int64_t (*ram_sum_workspace)(const RamSumArgs &);
   void (*ram_sum_fwd)(const RamSumArgs &);
   void (*ram_sum_bwd)(const RamSumGradArgs &);
   int64_t (*bottlenecks_workspace)(const BottlenecksArgs &);

@@ -55,6 +55,7 @@ constexpr bool kBf16 = false;
 namespace hrpose {
 extern const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME);
 const Kernels HRPOSE_TABLE(HRPOSE_ISA_NAME) = {
-    HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd, ram_sum_fwd, ram_sum_bwd, bottlenecks_workspace,
-    bottlenecks_fwd, conv_workspace, conv_fwd, basic_blocks_workspace, basic_blocks_fwd, stem_workspace, stem_fwd};
+    HRPOSE_STRING(HRPOSE_ISA_NAME), kBf16, decode_fwd, crop_fwd, ram_sum_workspace, ram_sum_fwd, ram_sum_bwd,
+    bottlenecks_workspace, bottlenecks_fwd, conv_workspace, conv_fwd, basic_blocks_workspace, basic_blocks_fwd,
+    stem_workspace, stem_fwd};
 } // namespace hrpose

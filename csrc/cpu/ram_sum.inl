@@ -14,10 +14,11 @@
 
 namespace ram {
 
-constexpr int kMaxTerms = 8; // KERNEL_TERMS in hrpose/ops/ram_sum.py
-constexpr int kMaxRows = 8;  // of one sum: its coefficients and temporaries still fit 16 vector registers
-constexpr int kMaxLines = 8; // MAX_STEP in hrpose/ops/ram_sum.py
+constexpr int kMaxRows = 8;         // of one sum: its coefficients and temporaries still fit 16 vector registers
+constexpr int kMaxLines = 8;        // that are computed at once
+constexpr int64_t kAtOnce = 512;    // values: shorter lines are computed together, so that starting costs less than work
 
+using hrpose::kMaxTerms;
 using scalar::BFloat16;
 using scalar::load;
 using scalar::store;
@@ -248,21 +249,30 @@ template <class T> struct Term {
   }
 };
 
-// Steps begin..end - 1, each of a.step rows of one image. In the workspace: partial sums, the buffers of the terms.
+// Rows that are computed at once, and what a worker needs for them: partial sums, the buffers of the terms.
+inline int64_t step_of(const RamSumArgs &a) {
+  int64_t step = kAtOnce / (a.w * a.c);
+  step = step < kMaxLines ? step : kMaxLines;
+  step = step < a.h ? step : a.h;
+  return step > 1 ? step : 1;
+}
+inline int64_t room_of(const RamSumArgs &a) { return a.w * a.c * (step_of(a) + (step_of(a) + 1) * a.m); }
+
+// Steps begin..end - 1, each of so many rows of one image.
 template <class T> void forward_rows(const RamSumArgs &a, int64_t begin, int64_t end, float *workspace) {
-  const int64_t row = a.w * a.c, steps = (a.h + a.step - 1) / a.step;
+  const int64_t step = step_of(a), row = a.w * a.c, steps = ceil_div(a.h, step);
   Term<T> terms[kMaxTerms];
-  float *next = workspace + a.step * row;
+  float *next = workspace + step * row;
   for (int t = 0; t < a.m; ++t) {
-    const int64_t f = a.factors[t], slots = (a.step + f - 2) / f + 2;
+    const int64_t f = a.factors[t], slots = (step + f - 2) / f + 2;
     terms[t].factor = f, terms[t].h = a.h / f, terms[t].w = a.w / f, terms[t].c = a.c;
     terms[t].slots = slots, terms[t].bilinear = a.bilinear && f > 1, terms[t].buffer = next;
     next += slots * row;
   }
-  int64_t n = begin / steps, y = begin % steps * a.step;
+  int64_t n = begin / steps, y = begin % steps * step;
   for (int64_t i = begin; i < end; ++i) {
     const float *weights = a.weights ? a.weights + n / a.share * a.m : nullptr;
-    Combination sum(workspace, a.h - y < a.step ? a.h - y : a.step, row);
+    Combination sum(workspace, a.h - y < step ? a.h - y : step, row);
     for (int t = 0; t < a.m; ++t) {
       Term<T> &term = terms[t];
       if (i == begin || y == 0)
@@ -270,7 +280,7 @@ template <class T> void forward_rows(const RamSumArgs &a, int64_t begin, int64_t
       term.add(sum, weights ? weights[t] : 1.0f);
     }
     sum.finish(0.0f, static_cast<T *>(a.out) + n * a.h * row + y * row);
-    y += a.step;
+    y += step;
     if (y >= a.h)
       y = 0, ++n;
   }
@@ -353,7 +363,7 @@ inline int blocks_case(const RamSumArgs &a) {
 
 template <class T> void forward(const RamSumArgs &a, int64_t worker) {
   const int kind = blocks_case(a);
-  const int64_t total = a.n * (kind ? a.h / 2 : (a.h + a.step - 1) / a.step);
+  const int64_t total = a.n * (kind ? a.h / 2 : ceil_div(a.h, step_of(a)));
   const int64_t begin = total * worker / a.threads, end = total * (worker + 1) / a.threads;
   switch (kind) {
   case 4 * 1 + 1: return forward_blocks<T, 1, 1>(a, begin, end);
@@ -362,7 +372,7 @@ template <class T> void forward(const RamSumArgs &a, int64_t worker) {
   case 4 * 2 + 1: return forward_blocks<T, 2, 1>(a, begin, end);
   case 4 * 2 + 2: return forward_blocks<T, 2, 2>(a, begin, end);
   case 4 * 3 + 1: return forward_blocks<T, 3, 1>(a, begin, end);
-  default: return forward_rows<T>(a, begin, end, a.workspace + worker * a.room);
+  default: return forward_rows<T>(a, begin, end, a.workspace + worker * room_of(a));
   }
 }
 
@@ -490,6 +500,8 @@ template <class T> void backward(const RamSumGradArgs &a, int64_t n, float *work
 }
 
 } // namespace ram
+
+int64_t ram_sum_workspace(const RamSumArgs &args) { return args.threads * ram::room_of(args) * int64_t(sizeof(float)); }
 
 void ram_sum_fwd(const RamSumArgs &args) {
   split(args.threads, args.threads, [&](int64_t worker, int64_t last) {

@@ -42,11 +42,20 @@ def _find_observers() -> Callable[[], object]:
         profiler = torch._C._autograd._profiler_enabled
     except AttributeError:  # a torch that calls them otherwise: be watched, always
         return lambda: True
-    return lambda: modes() or overrides() or transforms() or tracer() or profiler()
+    forward_ad = torch.autograd.forward_ad
+    return lambda: (
+        modes() or overrides() or transforms() or tracer() or profiler() or forward_ad._current_level >= 0
+    )
+
+
+def _find_direct() -> ModuleType | None:
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    return _native.direct if _native and table is not None and _native.read_tensors(Tensor, table) else None
 
 
 _observed = _find_observers()
 _native, _why_not_native = _load()
+_direct = _find_direct()
 _isa: str | None = None  # chosen on first use, so that a wrong HRPOSE_ISA cannot break `import hrpose`
 
 
@@ -174,6 +183,15 @@ def current_stream(tensor: Tensor) -> Iterator[int]:
     """The handle of the current stream of a CUDA tensor's device, which is the current device meanwhile."""
     with torch.cuda.device(tensor.device):
         yield torch.cuda.current_stream().cuda_stream
+
+
+def direct() -> ModuleType | None:
+    """The native module's functions that take tensors as they are, see csrc/direct.h; None while something looks on that
+    must see the op, see `unobserved`, and where torch does not say how its tensors lie in C.
+
+    They return None, having done nothing, for all but the plain case; then the op itself goes on.
+    """
+    return None if torch.compiler.is_compiling() or _isa is None or _observed() else _direct
 
 
 def unobserved(*tensors: Tensor | None) -> bool:

@@ -62,6 +62,11 @@ def basic_blocks(x: Tensor, packed: PackedBasicBlocks) -> Tensor:
     Raises: InputError on a wrong shape, dtype or device.
     Cost: see `conv`, twice per block.
     """
+    if direct := _ext.direct():
+        mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
+        y = direct.basic_blocks(x, packed, *mode)
+        if y is not None:
+            return y
     x = checked_maps(x, packed.weights.shape[2], packed.weights, WHERE)
     if not kernel_takes(x) or (torch.is_grad_enabled() and x.requires_grad):
         return _reference(x, *packed)

@@ -217,6 +217,11 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
         the CPU, Winograd's F(4x4, 3x3) saves, which is within 3e-6 of float64 for the six blocks of a dilation
         pyramid, 6e-6 with 128 channels. An infinity or NaN in x may spread as NaN over 4x4 pixels around it.
     """
+    if direct := _ext.direct():
+        mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
+        y = direct.bottlenecks(x, packed, *mode)
+        if y is not None:
+            return y
     x = checked_maps(x, packed.in_channels, packed.weights, WHERE)
     if (packed.layout == "panels") != x.is_cpu and (x.is_cpu or x.is_cuda):
         wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"

@@ -93,6 +93,11 @@ def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tenso
     Cost: N H W in out k^2 / stride^2 multiplications; by Winograd's way 16 of 36 (tile 2) or 1 of 4 (tile 4), within
         1e-6 or 1e-5 of the largest value, and an infinity or NaN may spread as NaN to the outputs of its tile.
     """
+    if direct := _ext.direct():
+        mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
+        y = direct.conv(x, packed, residual, *mode)
+        if y is not None:
+            return y
     x, residual = _checked(x, packed, residual)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad))
     if wants_grad or not kernel_takes(x):

@@ -12,14 +12,12 @@ WHERE = "ram_sum"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TENSOR = "a dense tensor of float32, float64, bfloat16 or float16"
 KERNEL_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/ram_sum.inl and csrc/cuda/kernels.h
+KERNEL_TERMS = 8  # kMaxTerms in csrc/cpu/kernels.h and csrc/cuda/kernels.h
 CUDA_VALUES = 1 << 30  # the CUDA kernels count in int32
 # On CUDA a block takes so many values of a gradient and sample; more blocks of a sample than this fill every card.
 PART_VALUES, MAX_PARTS = 2048, 512
 # Up to this many output values (two images of 32 x 64 x 48) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 2 * 32 * 64 * 48
-STEP_VALUES = 512  # shorter rows are computed several at once, so that starting costs less than the work
-MAX_STEP = 8  # kMaxLines in csrc/cpu/ram_sum.inl
 FLOAT_BYTES = 4
 
 
@@ -49,6 +47,11 @@ def ram_sum(inputs: Sequence[Tensor], weights: Tensor | None = None, interpolati
         float32 and bfloat16 on a CPU, float16 too on CUDA (maps below 2^30 values) run on a kernel, if M <= 8;
         everything else, and whatever is being exported, on `ram_sum_reference`.
     """
+    if (direct := _ext.direct()) and (interpolation == "nearest" or interpolation == "bilinear"):
+        mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
+        out = direct.ram_sum(inputs, weights, interpolation == "bilinear", *mode)
+        if out is not None:
+            return out
     tensors, weights, factors = _checked(inputs, weights, interpolation)
     bilinear = interpolation == "bilinear"
     if not _has_kernel(tensors[factors.index(1)], factors) or _needs_plain_ops():
@@ -216,18 +219,12 @@ def _launch(inputs: list[Tensor], weights: Tensor | None, factors: list[int], bi
                 *(n, h, w, c, share, bilinear, _ext.CUDA_TYPES[out.dtype], stream),
             )
         return out
-    step = max(1, min(h, MAX_STEP, STEP_VALUES // (w * c)))
-    room = w * c * (step + (step + 1) * len(factors))
     threads = torch.get_num_threads() if n * h * w * c > PARALLEL_ABOVE else 1
-    _memory, workspace = _ext.workspace(threads * room * FLOAT_BYTES)
-    _ext.kernels().ram_sum_fwd(
-        [x.data_ptr() for x in inputs],
-        factors,
-        0 if weights is None else weights.data_ptr(),
-        out.data_ptr(),
-        workspace,
-        *(room, n, h, w, c, share, step, bilinear, out.dtype == torch.bfloat16, threads),
-    )
+    kernels, addresses = _ext.kernels(), ([x.data_ptr() for x in inputs], factors)
+    addresses += (0 if weights is None else weights.data_ptr(), out.data_ptr())
+    sizes = (n, h, w, c, share, bilinear, out.dtype == torch.bfloat16, threads)
+    _memory, at = _ext.workspace(kernels.ram_sum_workspace(*addresses, 0, *sizes))
+    kernels.ram_sum_fwd(*addresses, at, *sizes)
     return out
 
 

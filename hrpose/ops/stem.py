@@ -78,6 +78,11 @@ def stem(images: Tensor, packed: PackedStem) -> Tensor:
     Cost: N H W out 3 k^2 / stride^2 multiplications; nothing larger than a few rows is stored before the pooling. In
         bfloat16 an infinity or NaN may spread as NaN to outputs whose taps end up to 10 columns to its left.
     """
+    if direct := _ext.direct():
+        mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
+        y = direct.stem(images, packed, *mode)
+        if y is not None:
+            return y
     images = checked_maps(images, 3, packed.weight, WHERE, "images")
     if not kernel_takes(images) or (torch.is_grad_enabled() and images.requires_grad):
         return _reference(images, *packed)
