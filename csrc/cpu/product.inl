@@ -148,6 +148,10 @@ struct Rows {
   int64_t stride;
 };
 
+inline Rows as_they_lie(const Bf16 *const *rows, int64_t offset) {
+  return {rows[0] + offset, (rows[1] - rows[0]) * int64_t(sizeof(Bf16))};
+}
+
 // Do kAmx rows lie at equal distances, as pixels of one line of the map do?
 inline bool amx_equal(const Bf16 *const *rows) {
   const __m512i step = _mm512_set1_epi64((rows[1] - rows[0]) * int64_t(sizeof(Bf16)));
@@ -158,36 +162,77 @@ inline bool amx_equal(const Bf16 *const *rows) {
   return !(differ(0) | differ(7)); // 15 distances
 }
 
+// How a residual is added: to rows of sums, or by the tiles, as one more term whose weights are 1 or 0. That is exact, and
+// takes vectors' work off them, but needs full tiles of rows as they lie.
+enum class Residual { none, rows, tiles };
+struct Identity {
+  Bf16 weights[kAmx * 2 * kPanel] = {};
+
+  constexpr Identity() {
+    for (int i = 0; i < kPanel; ++i)
+      weights[i / 2 * 2 * kPanel + 2 * i + i % 2].bits = 0x3f80;
+  }
+};
+alignas(64) constexpr Identity kIdentity;
+
+inline Residual residual_of(const Product<Bf16> &p, int rows) {
+  if (!p.residual || rows % kAmx)
+    return p.residual ? Residual::rows : Residual::none;
+  bool equal = true;
+  for (int row = 0; row < rows; row += kAmx)
+    equal = equal && amx_equal(p.residual + row);
+  return equal ? Residual::tiles : Residual::rows;
+}
+
 // Rows `row` .. `row` + `count` - 1 of a term as they are if they are a full tile at `equal` distances; else copied to
 // `spare`, what lies beyond `count` being of no account.
 inline Rows amx_rows(const Term<Bf16> &term, int row, int count, bool equal, Bf16 *spare) {
   const Bf16 *const *rows = term.rows + row;
   if (equal)
-    return {rows[0] + term.offset, (rows[1] - rows[0]) * int64_t(sizeof(Bf16))};
+    return as_they_lie(rows, term.offset);
   for (int i = 0; i < count; ++i)
     std::memcpy(spare + i * term.k, rows[i] + term.offset, size_t(term.k) * sizeof(Bf16));
   return {spare, term.k * int64_t(sizeof(Bf16))};
 }
 
-// Sums of `count` rows x kPanel columns to `out`.
-template <bool residual, bool rectify>
-inline void amx_finish(const Product<Bf16> &p, int row, int count, int64_t col, const float *sums) {
-  const Vec left_bias = load(p.bias + col), right_bias = load(p.bias + col + kLanes);
-  for (int i = 0; i < count; ++i) {
-    Vec left = load(sums + i * kPanel) + left_bias, right = load(sums + i * kPanel + kLanes) + right_bias;
-    if (residual) {
-      left = left + load(p.residual[row + i] + col);
-      right = right + load(p.residual[row + i] + col + kLanes);
+// Sums that left the tiles. Two such buffers, a line more than 4 KB apart, of which one is read while the other is written.
+struct AmxSums {
+  alignas(64) float values[2][2 * kAmx * kPanel + kLanes];
+};
+
+// What becomes of the sums of a block of up to 32 rows x kPanel columns on their way to `out`. They wait until the next
+// block is multiplied, some rows after each step of it: what lies side by side in a program the processor does at the
+// same time, tiles and vectors, but it does not look as far ahead as the end of a block.
+template <Residual residual, bool rectify> struct AmxRows {
+  const Product<Bf16> &p;
+  int row = 0, count = 0, done = 0;
+  int64_t col = 0;
+  const float *sums = nullptr;
+
+  void finish(int rows) {
+    const int end = done + rows < count ? done + rows : count;
+    if (done == end)
+      return;
+    const Vec left_bias = load(p.bias + col), right_bias = load(p.bias + col + kLanes);
+    for (; done < end; ++done) {
+      const float *const sum = sums + done * kPanel;
+      Vec left = load(sum) + left_bias, right = load(sum + kLanes) + right_bias;
+      if (residual == Residual::rows) {
+        left = left + load(p.residual[row + done] + col);
+        right = right + load(p.residual[row + done] + col + kLanes);
+      }
+      if (rectify)
+        left = relu(left), right = relu(right);
+      store(p.out[row + done] + p.offset + col, left, right);
     }
-    if (rectify)
-      left = relu(left), right = relu(right);
-    store(p.out[row + i] + p.offset + col, left, right);
   }
-}
+};
 
 // Columns outermost, so that a panel of weights is in L1 for all but the first rows.
-inline void product_amx(const Product<Bf16> &p, int rows) {
-  alignas(64) float sums[2 * kAmx * kPanel];
+template <Residual residual, bool rectify> void product_amx(const Product<Bf16> &p, int rows) {
+  AmxSums sums;
+  AmxRows<residual, rectify> late = {p};
+  int64_t steps = residual == Residual::tiles;
   Rows inputs[kAmxRows / kAmx][kMostTerms];
   const int blocks = int(ceil_div(rows, 2 * kAmx));
   constexpr int64_t kStep = 2 * kAmx, kWeights = 2 * kPanel * sizeof(Bf16), kSums = kPanel * sizeof(float);
@@ -201,6 +246,9 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
       inputs[tile][i] = amx_rows(p.terms[i], row, count, equal, spare);
     }
   }
+  for (int i = 0; i < p.count; ++i)
+    steps += p.terms[i].k / kStep;
+  const int late_rows = int(ceil_div(2 * kAmx, steps));
   // GCC's tile loads do not say that they read memory: what they read must be written by here.
   __asm__ volatile("" ::: "memory");
   Fetcher fetcher(p.fetch, p.width / kPanel * blocks);
@@ -214,37 +262,50 @@ inline void product_amx(const Product<Bf16> &p, int rows) {
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
+      const auto step = [&](const Bf16 *weights, const Rows &above, const Rows &below, int64_t k)
+                            __attribute__((always_inline)) {
+        _tile_loadd(6, weights, kWeights);
+        _tile_loadd(4, above.first + k, above.stride);
+        _tile_loadd(7, weights + kPanel, kWeights);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (lower) {
+          _tile_loadd(5, below.first + k, below.stride);
+          _tile_dpbf16ps(2, 5, 6);
+          _tile_dpbf16ps(3, 5, 7);
+        }
+        late.finish(late_rows);
+      };
+      if (residual == Residual::tiles)
+        step(kIdentity.weights, as_they_lie(p.residual + row, col),
+             lower ? as_they_lie(p.residual + row + kAmx, col) : Rows{}, 0);
       for (int i = 0; i < p.count; ++i) {
         const Term<Bf16> &term = p.terms[i];
         const Bf16 *weights = term.weights + col * term.k;
         for (int64_t k = 0; k < term.k; k += kStep, weights += kStep * kPanel) {
           for (int64_t line = 0; !block && line < kStep * kPanel; line += kLine / int64_t(sizeof(Bf16)))
             __builtin_prefetch(weights + 2 * kStep * kPanel + line); // two steps ahead; later blocks find it in L1
-          _tile_loadd(6, weights, kWeights);
-          _tile_loadd(4, a[i].first + k, a[i].stride);
-          _tile_loadd(7, weights + kPanel, kWeights);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          if (lower) {
-            _tile_loadd(5, b[i].first + k, b[i].stride);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-          }
+          step(weights, a[i], b[i], k);
         }
       }
-      _tile_stored(0, sums, kSums);
-      _tile_stored(1, sums + kLanes, kSums);
+      float *const own = sums.values[late.sums == sums.values[0]];
+      _tile_stored(0, own, kSums);
+      _tile_stored(1, own + kLanes, kSums);
       if (lower) {
-        _tile_stored(2, sums + kAmx * kPanel, kSums);
-        _tile_stored(3, sums + kAmx * kPanel + kLanes, kSums);
+        _tile_stored(2, own + kAmx * kPanel, kSums);
+        _tile_stored(3, own + kAmx * kPanel + kLanes, kSums);
       }
-      if (p.residual)
-        p.rectify ? amx_finish<true, true>(p, row, count, col, sums)
-                  : amx_finish<true, false>(p, row, count, col, sums);
-      else
-        p.rectify ? amx_finish<false, true>(p, row, count, col, sums)
-                  : amx_finish<false, false>(p, row, count, col, sums);
+      late.row = row, late.count = count, late.done = 0, late.col = col, late.sums = own;
     }
+  late.finish(2 * kAmx);
+}
+
+template <bool rectify> void product_amx(const Product<Bf16> &p, int rows) {
+  switch (residual_of(p, rows)) {
+  case Residual::none: return product_amx<Residual::none, rectify>(p, rows);
+  case Residual::rows: return product_amx<Residual::rows, rectify>(p, rows);
+  case Residual::tiles: return product_amx<Residual::tiles, rectify>(p, rows);
+  }
 }
 
 struct TileConfig {
@@ -281,7 +342,7 @@ template <class T> void product(const Product<T> &p, int rows) {
     for (int i = 0; i < p.count; ++i)
       fits = fits && p.terms[i].k % (2 * kAmx) == 0;
     if (fits)
-      return product_amx(p, rows);
+      return p.rectify ? product_amx<true>(p, rows) : product_amx<false>(p, rows);
   }
 #endif
   const int tiles = (rows + kRows - 1) / kRows;
