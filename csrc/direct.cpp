@@ -42,7 +42,8 @@ struct Mode {
   int64_t parallel_above;
 
   Mode(PyObject *const *last)
-      : gradients(last[0] == Py_True), threads(int(PyLong_AsLong(last[1]))), parallel_above(PyLong_AsLongLong(last[2])) {}
+      : gradients(last[0] == Py_True), threads(int(PyLong_AsLong(last[1]))),
+        parallel_above(PyLong_AsLongLong(last[2])) {}
   int workers(int64_t work) const { return work > parallel_above ? threads : 1; }
 };
 
@@ -73,11 +74,17 @@ struct Packed {
   Packed(PyObject *tuple, Py_ssize_t fields)
       : tuple(tuple), valid(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == fields) {}
   PyObject *field(int index) const { return PyTuple_GET_ITEM(tuple, index); }
-  bool flag(int index) const { return field(index) == Py_True; }
-  int64_t number(int index) {
-    const int64_t value = PyLong_AsLongLong(field(index));
-    if (value == -1 && PyErr_Occurred())
+  bool flag(int index) {
+    const int truth = PyObject_IsTrue(field(index));
+    if (truth < 0)
       PyErr_Clear(), valid = false;
+    return truth > 0;
+  }
+  int64_t number(int index, int64_t least = 0) {
+    const int64_t value = PyLong_AsLongLong(field(index));
+    if (value == -1)
+      PyErr_Clear();
+    valid = valid && value >= least;
     return value;
   }
   TensorView tensor(int index, int ndim) {
@@ -85,6 +92,13 @@ struct Packed {
     TensorView view = {};
     valid = valid && view_tensor(field(index), &view) && view.ndim == ndim && lies(view, kInOrder);
     return view;
+  }
+  const float *floats(int index, int ndim) {
+    const TensorView view = tensor(index, ndim);
+    if (!values(view))
+      return nullptr;
+    valid = valid && is_float(view);
+    return static_cast<const float *>(view.data);
   }
 };
 
@@ -127,8 +141,10 @@ PyObject *conv(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
   Packed packed(arguments[1], 6);
   if (!packed.valid)
     Py_RETURN_NONE;
-  const TensorView weight = packed.tensor(0, 4), bias = packed.tensor(1, 1), panels = packed.tensor(2, 1);
-  const int64_t stride = packed.number(3), tile = packed.number(4);
+  const TensorView weight = packed.tensor(0, 4), panels = packed.tensor(2, 1);
+  const float *bias = packed.floats(1, 1);
+  const int64_t stride = packed.number(3, 1), tile = packed.number(4);
+  const bool rectify = packed.flag(5);
   if (!packed.valid || !same_type(x, weight) || x.shape[1] != weight.shape[1] || (is_bf16(x) && !active().bf16))
     Py_RETURN_NONE;
   const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], in = x.shape[1], out = weight.shape[0];
@@ -140,8 +156,8 @@ PyObject *conv(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     if (got[0] != n || got[1] != out || got[2] != out_h || got[3] != out_w)
       Py_RETURN_NONE;
   }
-  ConvArgs args = {x.data, residual.data, nullptr, panels.data, static_cast<const float *>(bias.data), nullptr, n, h, w,
-                   in, out, kernel, stride, int(tile), packed.flag(5), is_bf16(x), 1};
+  ConvArgs args = {x.data, residual.data, nullptr, panels.data, bias, nullptr, n, h, w,
+                   in, out, kernel, stride, int(tile), rectify, is_bf16(x), 1};
   args.threads = mode.workers(n * out_h * out_w * out * in * kernel * kernel);
   return filled(args, x, n, out, out_h, out_w, true, &Kernels::conv_workspace, &Kernels::conv_fwd);
 }
@@ -157,12 +173,13 @@ PyObject *basic_blocks(PyObject *, PyObject *const *arguments, Py_ssize_t count)
   Packed packed(arguments[1], 4);
   if (!packed.valid)
     Py_RETURN_NONE;
-  const TensorView weights = packed.tensor(0, 5), biases = packed.tensor(1, 2), panels = packed.tensor(2, 1);
+  const TensorView weights = packed.tensor(0, 5), panels = packed.tensor(2, 1);
+  const float *biases = packed.floats(1, 2);
   const int64_t tile = packed.number(3);
   if (!packed.valid || !same_type(x, weights) || x.shape[1] != weights.shape[2] || (is_bf16(x) && !active().bf16))
     Py_RETURN_NONE;
   const int64_t n = x.shape[0], c = x.shape[1], h = x.shape[2], w = x.shape[3], convs = weights.shape[0];
-  BasicBlocksArgs args = {x.data, nullptr, panels.data, static_cast<const float *>(biases.data), nullptr, n, h, w, c,
+  BasicBlocksArgs args = {x.data, nullptr, panels.data, biases, nullptr, n, h, w, c,
                           convs / 2, int(tile), is_bf16(x), 1};
   args.threads = mode.workers(n * h * w * c * c * 9 * convs);
   return filled(args, x, n, c, h, w, true, &Kernels::basic_blocks_workspace, &Kernels::basic_blocks_fwd);
@@ -176,29 +193,31 @@ PyObject *bottlenecks(PyObject *, PyObject *const *arguments, Py_ssize_t count) 
   TensorView x;
   if (!view_maps(arguments[0], mode, &x) || !is_nhwc(x))
     Py_RETURN_NONE;
-  Packed packed(arguments[1], 11);
-  if (!packed.valid || !PySequence_Check(packed.field(9)))
+  Packed packed(arguments[1], 10);
+  if (!packed.valid || !PyTuple_Check(packed.field(8)))
     Py_RETURN_NONE;
-  const TensorView weights = packed.tensor(0, 1), biases = packed.tensor(1, 1), winograd = packed.tensor(2, 1);
-  const int64_t in = packed.number(3), mid = packed.number(4), out = packed.number(5), stride = packed.number(8);
-  PyObject *layout = packed.field(10);
+  const TensorView weights = packed.tensor(0, 1);
+  const float *biases = packed.floats(1, 1), *winograd = packed.floats(2, 1);
+  const int64_t in = packed.number(3), mid = packed.number(4), out = packed.number(5), stride = packed.number(7, 1);
+  const bool project = packed.flag(6);
+  PyObject *layout = packed.field(9);
   const bool panels = PyUnicode_Check(layout) && PyUnicode_CompareWithASCIIString(layout, "panels") == 0;
   if (!packed.valid || !panels || !same_type(x, weights) || x.shape[1] != in || (is_bf16(x) && !active().bf16))
     Py_RETURN_NONE;
   constexpr int kMaxBlocks = 16; // of a chain that comes this way
   int64_t dilations[kMaxBlocks];
-  Packed listed(packed.field(9), PyObject_Length(packed.field(9)));
-  const int64_t blocks = listed.valid ? PyTuple_GET_SIZE(listed.tuple) : 0;
+  const Py_ssize_t blocks = PyTuple_GET_SIZE(packed.field(8));
+  Packed listed(packed.field(8), blocks);
   if (blocks < 1 || blocks > kMaxBlocks)
     Py_RETURN_NONE;
-  for (int i = 0; i < blocks; ++i)
-    dilations[i] = listed.number(i);
+  for (Py_ssize_t i = 0; i < blocks; ++i)
+    dilations[i] = listed.number(i, 1);
   if (!listed.valid)
     Py_RETURN_NONE;
   const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3];
-  BottlenecksArgs args = {x.data, nullptr, weights.data, static_cast<const float *>(biases.data),
-                          values(winograd) ? static_cast<const float *>(winograd.data) : nullptr, dilations, nullptr, n, h, w, in, mid, out, blocks,
-                          stride, is_bf16(x), packed.flag(7), 1};
+  BottlenecksArgs args = {x.data, nullptr, weights.data, biases,
+                          winograd, dilations, nullptr, n, h, w, in, mid, out, blocks,
+                          stride, is_bf16(x), project, 1};
   args.threads = mode.workers(n * h * w * mid * (in + 9 * mid + out) * blocks);
   return filled(args, x, n, out, strided(h, stride), strided(w, stride), true, &Kernels::bottlenecks_workspace,
                 &Kernels::bottlenecks_fwd);
@@ -215,15 +234,16 @@ PyObject *stem(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
   Packed packed(arguments[1], 5);
   if (!packed.valid)
     Py_RETURN_NONE;
-  const TensorView weight = packed.tensor(0, 4), bias = packed.tensor(1, 1), panels = packed.tensor(2, 1);
-  const int64_t stride = packed.number(3);
+  const TensorView weight = packed.tensor(0, 4), panels = packed.tensor(2, 1);
+  const float *bias = packed.floats(1, 1);
+  const int64_t stride = packed.number(3, 1);
+  const bool pool = packed.flag(4);
   if (!packed.valid || !same_type(x, weight) || (is_bf16(x) && !active().bf16))
     Py_RETURN_NONE;
   const int64_t n = x.shape[0], h = x.shape[2], w = x.shape[3], out = weight.shape[0], kernel = weight.shape[2];
-  const bool pool = packed.flag(4);
   const int64_t out_h = strided(strided(h, stride), pool ? 2 : 1), out_w = strided(strided(w, stride), pool ? 2 : 1);
   const int64_t depth = values(panels) / (kernel * out);
-  StemArgs args = {x.data, nullptr, panels.data, static_cast<const float *>(bias.data), nullptr, n, h, w, x.strides[0],
+  StemArgs args = {x.data, nullptr, panels.data, bias, nullptr, n, h, w, x.strides[0],
                    x.strides[1], x.strides[2], x.strides[3], out, kernel, stride, depth, pool, is_bf16(x), 1};
   args.threads = mode.workers(n * out_h * out_w * out * 3 * kernel * kernel);
   return filled(args, x, n, out, out_h, out_w, true, &Kernels::stem_workspace, &Kernels::stem_fwd);
@@ -287,7 +307,8 @@ PyObject *ram_sum(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
   args.threads = mode.workers(n * c * h * w);
   for (Py_ssize_t t = 0; t < terms; ++t)
     Py_INCREF(tensors[t]);
-  PyObject *result = filled(args, views[0], n, c, h, w, channels_last, &Kernels::ram_sum_workspace, &Kernels::ram_sum_fwd);
+  PyObject *result =
+      filled(args, views[0], n, c, h, w, channels_last, &Kernels::ram_sum_workspace, &Kernels::ram_sum_fwd);
   for (Py_ssize_t t = 0; t < terms; ++t)
     Py_DECREF(tensors[t]);
   return result;

@@ -1,7 +1,7 @@
 // Tensors of Python, looked at and made through C functions and without a header of torch: DLPack's table of such
-// functions, which recent releases of torch hand out (torch.Tensor.__dlpack_c_exchange_api__). Through it a tensor costs
-// a tenth of a microsecond, through its attributes in Python one and more, above all right after a kernel, which has
-// emptied the caches. https://dmlc.github.io/dlpack/latest/c_api.html
+// functions, which recent releases of torch hand out (torch.Tensor.__dlpack_c_exchange_api__). Through it a tensor
+// costs a tenth of a microsecond, through its attributes in Python one and more, above all right after a kernel, which
+// has emptied the caches. https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 #include <Python.h>
 #include <cstdint>

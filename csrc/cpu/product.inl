@@ -162,8 +162,8 @@ inline bool amx_equal(const Bf16 *const *rows) {
   return !(differ(0) | differ(7)); // 15 distances
 }
 
-// How a residual is added: to rows of sums, or by the tiles, as one more term whose weights are 1 or 0. That is exact, and
-// takes vectors' work off them, but needs full tiles of rows as they lie.
+// How a residual is added: to rows of sums, or by the tiles, as one more term whose weights are 1 or 0. That is as exact
+// and spares vectors the work, but needs full tiles of rows as they lie.
 enum class Residual { none, rows, tiles };
 struct Identity {
   Bf16 weights[kAmx * 2 * kPanel] = {};
@@ -195,7 +195,7 @@ inline Rows amx_rows(const Term<Bf16> &term, int row, int count, bool equal, Bf1
   return {spare, term.k * int64_t(sizeof(Bf16))};
 }
 
-// Sums that left the tiles. Two such buffers, a line more than 4 KB apart, of which one is read while the other is written.
+// Sums that left the tiles: two buffers, a line more than 4 KB apart, one read while the other is written.
 struct AmxSums {
   alignas(64) float values[2][2 * kAmx * kPanel + kLanes];
 };

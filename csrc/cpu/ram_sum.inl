@@ -14,9 +14,9 @@
 
 namespace ram {
 
-constexpr int kMaxRows = 8;         // of one sum: its coefficients and temporaries still fit 16 vector registers
-constexpr int kMaxLines = 8;        // that are computed at once
-constexpr int64_t kAtOnce = 512;    // values: shorter lines are computed together, so that starting costs less than work
+constexpr int kMaxRows = 8;      // of one sum: its coefficients and temporaries still fit 16 vector registers
+constexpr int kMaxLines = 8;     // that are computed at once
+constexpr int64_t kAtOnce = 512; // values: shorter lines are computed together: starting costs more than the work
 
 using hrpose::kMaxTerms;
 using scalar::BFloat16;

@@ -43,9 +43,7 @@ def _find_observers() -> Callable[[], object]:
     except AttributeError:  # a torch that calls them otherwise: be watched, always
         return lambda: True
     forward_ad = torch.autograd.forward_ad
-    return lambda: (
-        modes() or overrides() or transforms() or tracer() or profiler() or forward_ad._current_level >= 0
-    )
+    return lambda: modes() or overrides() or transforms() or tracer() or profiler() or forward_ad._current_level >= 0
 
 
 def _find_direct() -> ModuleType | None:
@@ -186,8 +184,8 @@ def current_stream(tensor: Tensor) -> Iterator[int]:
 
 
 def direct() -> ModuleType | None:
-    """The native module's functions that take tensors as they are, see csrc/direct.h; None while something looks on that
-    must see the op, see `unobserved`, and where torch does not say how its tensors lie in C.
+    """Functions of the native module that take tensors as they are (csrc/direct.h), None while something looks on that
+    must see the op (`unobserved`) and where torch does not tell C how its tensors lie.
 
     They return None, having done nothing, for all but the plain case; then the op itself goes on.
     """

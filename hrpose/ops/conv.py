@@ -91,7 +91,8 @@ def conv(x: Tensor, packed: PackedConv, residual: Tensor | None = None) -> Tenso
     Returns: (N, out, ceil(H / stride), ceil(W / stride)), channels_last; differentiable in x and residual.
     Raises: InputError on a wrong shape, dtype or device.
     Cost: N H W in out k^2 / stride^2 multiplications; by Winograd's way 16 of 36 (tile 2) or 1 of 4 (tile 4), within
-        1e-6 or 1e-5 of the largest value, and an infinity or NaN may spread as NaN to the outputs of its tile.
+        1e-6 or 1e-5 of the largest value, and an infinity or NaN may spread as NaN to the outputs of its tile; on AMX
+        one of the residual's to the other channels of its pixel.
     """
     if direct := _ext.direct():
         mode = (torch.is_grad_enabled(), torch.get_num_threads(), PARALLEL_ABOVE)
