@@ -246,13 +246,32 @@ template <class T> inline void store_row(const CropArgs &a, int64_t image, int64
   }
 }
 
+// The operation order of OpenCV's own inversion (D = 1 / det first); false if it leaves the finite numbers.
+inline bool invert_affine(const double *m, double *inverse) {
+  double d = m[0] * m[4] - m[1] * m[3];
+  if (d == 0)
+    return false;
+  d = 1.0 / d;
+  inverse[0] = m[4] * d;
+  inverse[1] = m[1] * -d;
+  inverse[3] = m[3] * -d;
+  inverse[4] = m[0] * d;
+  inverse[2] = -inverse[0] * m[2] - inverse[1] * m[5];
+  inverse[5] = -inverse[3] * m[2] - inverse[4] * m[5];
+  for (int i = 0; i < 6; ++i)
+    if (!(__builtin_fabs(m[i]) < __builtin_inf() && __builtin_fabs(inverse[i]) < __builtin_inf()))
+      return false;
+  return true;
+}
+
 // Rows y0..y1 - 1 of crop n.
 template <bool opencv4, int step> inline void crop_rows(const CropArgs &a, int64_t n, int64_t y0, int64_t y1) {
   Piece p;
   Columns columns;
   alignas(64) float buffer[3][kPiece];
   const bool at_once = !a.bf16 && !a.channels_last;
-  const double *inverse = a.inverses + n * 6;
+  double inverse[6] = {};
+  invert_affine(a.transforms + n * 6, inverse); // crop_fwd has seen that it can be
   const bool upright = inverse[1] == 0 && inverse[3] == 0;
   for (int64_t x0 = 0; x0 < a.w; x0 += kPiece) {
     const int count = a.w - x0 < kPiece ? int(a.w - x0) : kPiece;
@@ -296,27 +315,10 @@ template <bool opencv4> inline void crop_rows(const CropArgs &a, int64_t n, int6
   a.image_step == 3 ? crop_rows<opencv4, 3>(a, n, y0, y1) : crop_rows<opencv4, 4>(a, n, y0, y1);
 }
 
-// The operation order of OpenCV's own inversion (D = 1 / det first); false if it leaves the finite numbers.
-inline bool invert_affine(const double *m, double *inverse) {
-  double d = m[0] * m[4] - m[1] * m[3];
-  if (d == 0)
-    return false;
-  d = 1.0 / d;
-  inverse[0] = m[4] * d;
-  inverse[1] = m[1] * -d;
-  inverse[3] = m[3] * -d;
-  inverse[4] = m[0] * d;
-  inverse[2] = -inverse[0] * m[2] - inverse[1] * m[5];
-  inverse[5] = -inverse[3] * m[2] - inverse[4] * m[5];
-  for (int i = 0; i < 6; ++i)
-    if (!(__builtin_fabs(m[i]) < __builtin_inf() && __builtin_fabs(inverse[i]) < __builtin_inf()))
-      return false;
-  return true;
-}
-
 int64_t crop_fwd(const CropArgs &a) {
+  double inverse[6];
   for (int64_t n = 0; n < a.n; ++n)
-    if (!invert_affine(a.transforms + n * 6, a.inverses + n * 6))
+    if (!invert_affine(a.transforms + n * 6, inverse))
       return n;
   split(a.n * a.h, a.threads, [&](int64_t begin, int64_t end) {
     while (begin < end) {
