@@ -11,10 +11,10 @@
 //
 // Reads up to 12 bytes and writes 12 bytes per pixel, 6 in bfloat16, twice that with mirrored copies. Planes of floats are
 // written at once, all else from a piece of them in the cache. One worker takes whole rows, a row goes in pieces of kPiece
-// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes, interpolation
-// of all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels
-// that touch the image are one span, those with all four neighbours inside are one span within it, and only what lies
-// between the two needs a test per neighbour.
+// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes, interpolation of all
+// channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels that touch
+// the image are one span, those with all four neighbours inside are one span within it, and only what lies between the
+// two needs a test per neighbour.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed pixels are read as little-endian words");
 
@@ -282,7 +282,7 @@ template <bool opencv4, int step> inline void crop_rows(const CropArgs &a, int64
       if (upright && y > y0)
         move_to_row<opencv4>(base_y, a.image_stride, count, p);
       else if (near(columns.x[0] + base_x, columns.y[0] + base_y) &&
-          near(columns.x[count - 1] + base_x, columns.y[count - 1] + base_y))
+               near(columns.x[count - 1] + base_x, columns.y[count - 1] + base_y))
         coordinates<opencv4, step, true>(columns, base_x, base_y, a.image_stride, count, p);
       else
         coordinates<opencv4, step, false>(columns, base_x, base_y, a.image_stride, count, p);
