@@ -9,12 +9,12 @@
 //
 // Pixels are three bytes apart, or four: then the fourth, an alpha value or what Pillow fills up with, is not used.
 //
-// Reads up to 12 bytes and writes 12 bytes per pixel, 6 in bfloat16, twice that with mirrored copies. Planes of floats are
-// written at once, all else from a piece of them in the cache. One worker takes whole rows, a row goes in pieces of kPiece
-// pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes, interpolation of all
-// channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels that touch
-// the image are one span, those with all four neighbours inside are one span within it, and only what lies between the
-// two needs a test per neighbour.
+// Reads up to 12 bytes and writes 12 bytes per pixel, 6 in bfloat16, twice that with mirrored copies. Planes of floats
+// are written at once, all else from a piece of them in the cache. One worker takes whole rows, a row goes in pieces of
+// kPiece pixels: coordinates (vectorised), the two taps of each image row by one load of eight bytes, interpolation of
+// all channels (vectorised). In a row both coordinates are monotone in x, after every rounding too; so the pixels that
+// touch the image are one span, those with all four neighbours inside are one span within it, and only what lies
+// between the two needs a test per neighbour.
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed pixels are read as little-endian words");
 
@@ -223,8 +223,9 @@ inline void interpolate(const CropArgs &a, const Piece &p, int begin, int end, f
 }
 
 // Pixels x..x + count - 1 of row y, as planes of floats, to where they belong in `image` of the output.
-template <class T> inline void store_row(const CropArgs &a, int64_t image, int64_t y, int64_t x, int count, bool mirrored,
-                                         const float *const *rows) {
+template <class T>
+inline void store_row(const CropArgs &a, int64_t image, int64_t y, int64_t x, int count, bool mirrored,
+                      const float *const *rows) {
   const int64_t step = a.channels_last ? 3 : 1, plane = a.channels_last ? 1 : a.h * a.w;
   T *row = static_cast<T *>(a.out) + image * 3 * a.h * a.w + y * a.w * step;
   for (int c = 0; c < 3; ++c, row += plane) {
