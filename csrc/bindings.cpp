@@ -38,13 +38,11 @@ void decode_fwd(Address heatmaps, Address flipped, Address perm, Address transfo
                                pointer<const double>(taps), blur, threads});
 }
 
-int64_t crop_fwd(Address image, Address transforms, Address inverses, Address out, int64_t image_stride,
-                 int64_t image_step, int64_t image_h, int64_t image_w, int64_t n, int64_t h, int64_t w, float s0,
-                 float s1, float s2, float b0, float b1, float b2, bool opencv4, bool mirror, bool channels_last,
-                 bool bf16, int threads) {
+int64_t crop_fwd(Address image, Address transforms, Address out, int64_t image_stride, int64_t image_step,
+                 int64_t image_h, int64_t image_w, int64_t n, int64_t h, int64_t w, float s0, float s1, float s2,
+                 float b0, float b1, float b2, bool opencv4, bool mirror, bool channels_last, bool bf16, int threads) {
   return hrpose::active().crop_fwd({pointer<const uint8_t>(image),
                                     pointer<const double>(transforms),
-                                    pointer<double>(inverses),
                                     pointer<void>(out),
                                     image_stride,
                                     image_step,

@@ -27,7 +27,6 @@ struct DecodeArgs {
 struct CropArgs {
   const uint8_t *image;     // (image_h, image_w, 3), rows image_stride >= 0 and pixels image_step bytes apart
   const double *transforms; // (n, 2, 3) image px -> crop px
-  double *inverses;         // (n, 2, 3) workspace
   void *out;                // (n, 3, h, w); with channels_last (n, h, w, 3); with mirror 2 n of them
   int64_t image_stride, image_step, image_h, image_w; // image_step 3 or 4; both sides <= 2^20
   int64_t n, h, w;

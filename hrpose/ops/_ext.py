@@ -119,11 +119,13 @@ def _why_reference(tensors: tuple[Tensor | None, ...], dtype: torch.dtype | None
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.is_cuda and cuda:
+        if tensor.is_cpu:
+            pass
+        elif tensor.is_cuda and cuda:
             reason = _why_not_on(tensor.device.index)
             if reason is not None:
                 return reason
-        elif not tensor.is_cpu:
+        else:
             kernels = "are kernels for the CPU and CUDA" if cuda else "is a kernel for the CPU"
             return f"there {kernels} only, the tensors are on {tensor.device.type}"
         if dtype is not None and tensor.dtype != dtype:

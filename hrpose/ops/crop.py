@@ -69,7 +69,7 @@ def crop(
         shape = (transforms.shape[0] * (2 if mirror else 1), 3, height, width)
         _check_out(out, shape, dtype, memory_format, image.device)
     run = _reference
-    if _ext.usable(image, transforms, cuda=True):
+    if _ext.usable(image, cuda=True):  # and so are the transforms, on the same device
         if _ext.unobserved(image, transforms):
             return _launch(*arguments, out)
         run = torch.ops.hrpose.crop
@@ -101,26 +101,28 @@ def _checked(
     mode: str,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> tuple[Tensor, Tensor, int, int, list[float], list[float]]:
+) -> tuple[Tensor, Tensor, int, int, Sequence[float], Sequence[float]]:
     """Arguments as the kernel and the reference want them; mean and std as out = v * scale + bias."""
     image = _ext.to_tensor(image, WHERE, "image")
     if image.dtype != torch.uint8:
         raise InputError(f"{WHERE}: image must be uint8, got {image.dtype}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"{WHERE}: image must be (H, W, 3), got {tuple(image.shape)}")
-    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_IMAGE_SIDE:
-        raise InputError(f"{WHERE}: image must have sides of 1..{MAX_IMAGE_SIDE} px, got {tuple(image.shape[:2])}")
+    shape = image.shape
+    if len(shape) != 3 or shape[2] != 3:
+        raise InputError(f"{WHERE}: image must be (H, W, 3), got {tuple(shape)}")
+    if not (1 <= shape[0] <= MAX_IMAGE_SIDE and 1 <= shape[1] <= MAX_IMAGE_SIDE):
+        raise InputError(f"{WHERE}: image must have sides of 1..{MAX_IMAGE_SIDE} px, got {tuple(shape[:2])}")
     transforms = _ext.to_tensor(transforms, WHERE, "transforms", image)
     transforms = transforms.detach() if transforms.requires_grad else transforms
-    if transforms.ndim != 3 or transforms.shape[1:] != (2, 3):
-        raise InputError(f"{WHERE}: transforms must be (N, 2, 3), got {tuple(transforms.shape)}")
+    shape = transforms.shape
+    if len(shape) != 3 or shape[1] != 2 or shape[2] != 3:
+        raise InputError(f"{WHERE}: transforms must be (N, 2, 3), got {tuple(shape)}")
     if transforms.dtype not in (torch.float32, torch.float64) or transforms.device != image.device:
         raise InputError(
             f"{WHERE}: transforms must be float32 or float64 on {image.device}, "
             f"got {transforms.dtype} on {transforms.device}"
         )
     try:
-        width, height = (int(side) for side in size)
+        width, height = map(int, size)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{WHERE}: size must be (width, height), got {size!r}") from error
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
@@ -155,18 +157,17 @@ def _check_output(
         raise InputError(f"{WHERE}: memory_format must be one of {', '.join(map(str, LAYOUTS))}, got {memory_format}")
 
 
-def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
+def _scale_bias(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Sequence[float], Sequence[float]]:
     if mean is None and std is None:
-        return [1.0] * 3, [0.0] * 3
+        return (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     if mean is None or std is None:
         raise InputError(f"{WHERE}: mean and std must be given together, got mean={mean!r}, std={std!r}")
     try:
-        means, stds = tuple([float(v) for v in mean]), tuple([float(v) for v in std])
+        means, stds = tuple(map(float, mean)), tuple(map(float, std))
     except (TypeError, ValueError) as error:
         raise InputError(f"{WHERE}: mean and std must be three numbers each, got {mean!r}, {std!r}") from error
     # The compiler traces into the function; to the cache it objects.
-    scale, bias = (_folded if torch.compiler.is_compiling() else _cached_folded)(means, stds)
-    return list(scale), list(bias)
+    return (_folded if torch.compiler.is_compiling() else _cached_folded)(means, stds)
 
 
 def _folded(means: tuple[float, ...], stds: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -185,8 +186,8 @@ _cached_folded = functools.lru_cache(_folded)
 
 
 def _reference(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
-    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: Sequence[float],
+    bias: Sequence[float], mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Tensor:  # fmt: skip
     inverse = torch.ops.hrpose.invert_affine(transforms)[..., None, None]  # (N, 2, 3, 1, 1)
     x = torch.arange(width, dtype=torch.float64, device=image.device)
@@ -252,35 +253,46 @@ def _refuse(transforms: Tensor, index: int) -> None:
 
 
 def _crop(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
-    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: Sequence[float],
+    bias: Sequence[float], mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
 ) -> Tensor:  # fmt: skip
     # An exported graph may run where there is no kernel.
     run = _launch if _ext.usable(image, transforms, cuda=True) else _reference
     return run(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
 
 
+_floats = torch.empty(0, dtype=torch.float32)
+
+
 def _launch(
-    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: list[float], bias: list[float],
-    mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False, out: Tensor | None = None,
+    image: Tensor, transforms: Tensor, width: int, height: int, opencv4: bool, scale: Sequence[float],
+    bias: Sequence[float], mirror: bool = False, dtype: torch.dtype = torch.float32, channels_last: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    if image.is_cpu and dtype == torch.float16:
+    on_cpu = image.is_cpu
+    if on_cpu and dtype == torch.float16:
         wide = _launch(image, transforms, width, height, opencv4, scale, bias, mirror, torch.float32, channels_last)
         return wide.to(dtype) if out is None else out.copy_(wide)
-    if not (image.is_cpu and _rows_of_pixels(image)):
+    if not (on_cpu and _rows_of_pixels(image)):
         image = image.contiguous()
-    transforms = transforms.double().contiguous()
-    if out is None:
-        out = _crop_fake(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
+    if transforms.dtype != torch.float64:
+        transforms = transforms.double()
+    transforms = transforms.contiguous()
     n = transforms.shape[0]
-    sizes, normalise = (*image.shape[:2], n, height, width), (*scale, *bias)
-    layout = opencv4, mirror, channels_last
-    if image.is_cpu:
-        inverses = torch.empty_like(transforms)
-        addresses = [t.data_ptr() for t in (image, transforms, inverses, out)]
+    if out is not None:
+        pass
+    elif on_cpu and dtype == torch.float32 and not channels_last:
+        out = _floats.new_empty(2 * n if mirror else n, 3, height, width)  # naming the dtype takes twice as long
+    else:
+        out = _crop_fake(image, transforms, width, height, opencv4, scale, bias, mirror, dtype, channels_last)
+    rows, columns, _ = image.shape
+    sizes, normalise, layout = (rows, columns, n, height, width), (*scale, *bias), (opencv4, mirror, channels_last)
+    if on_cpu:
+        row, pixel, _ = image.stride()
+        addresses = image.data_ptr(), transforms.data_ptr(), out.data_ptr()
         threads = torch.get_num_threads() if n * height * width > PARALLEL_ABOVE else 1
         first_bad = _ext.kernels().crop_fwd(
-            *addresses, *image.stride()[:2], *sizes, *normalise, *layout, dtype == torch.bfloat16, threads
+            *addresses, row, pixel, *sizes, *normalise, *layout, dtype == torch.bfloat16, threads
         )
         if first_bad >= 0:
             _refuse(transforms, first_bad)

@@ -119,7 +119,7 @@ def _checked(
         perm = _permutation(flip_pairs, shape[1])
     if transforms is not None:
         transforms = _detached(transforms, "transforms", heatmaps)
-        if transforms.ndim != 3 or transforms.shape[0] != shape[0] or transforms.shape[1:] != (2, 3):
+        if transforms.shape != (shape[0], 2, 3):
             raise InputError(
                 f"{WHERE}: transforms must be (N, 2, 3) = ({shape[0]}, 2, 3), got {tuple(transforms.shape)}"
             )
@@ -292,22 +292,25 @@ def _launch(
     transforms: Tensor | None, taps: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n, k, h, w = heatmaps.shape
-    if h * w > MAX_MAP or (heatmaps.is_cuda and (n * k > MAX_MAPS or k > MAX_JOINTS)):
+    on_cpu, narrow = heatmaps.is_cpu, heatmaps.dtype != torch.float32
+    if h * w > MAX_MAP or (not on_cpu and (n * k > MAX_MAPS or k > MAX_JOINTS)):
         return _reference(heatmaps, flipped, perm, shift, quarter, transforms, taps)
-    if heatmaps.dtype != torch.float32 and heatmaps.is_cpu:
-        heatmaps, flipped = _wide(heatmaps), _wide(flipped)
+    if on_cpu and narrow:
+        heatmaps, flipped, narrow = _wide(heatmaps), _wide(flipped), False
     heatmaps = heatmaps.contiguous()
     mirrors = affines = 0  # null pointers
     if flipped is not None:
         flipped = flipped.contiguous()
         mirrors = flipped.data_ptr()
     if transforms is not None:
-        transforms = transforms.double().contiguous()
+        if transforms.dtype != torch.float64:
+            transforms = transforms.double()
+        transforms = transforms.contiguous()
         affines = transforms.data_ptr()
-    like = heatmaps if heatmaps.dtype == torch.float32 else heatmaps.new_empty(0, dtype=torch.float32)
+    like = heatmaps.new_empty(0, dtype=torch.float32) if narrow else heatmaps
     keypoints, scores = like.new_empty(n, k, 2), like.new_empty(n, k)  # naming the dtype would take another 0.5 us
     maps, results = heatmaps.data_ptr(), (keypoints.data_ptr(), scores.data_ptr())
-    if heatmaps.is_cpu:
+    if on_cpu:
         permutation = None if flipped is None else _int32(tuple(perm))
         joints = 0 if permutation is None else permutation.data_ptr()
         threads = torch.get_num_threads() if n * k * h * w > PARALLEL_ABOVE else 1
