@@ -7,10 +7,11 @@ namespace hrpose {
 
 namespace {
 
-constexpr uint8_t kFloat = 2, kBFloat = 4; // DLPack's codes of types
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4; // DLPack's codes of types
 
-bool is_bf16(const TensorView &view) { return view.code == kBFloat && view.bits == 16; }
-bool is_float(const TensorView &view) { return view.code == kFloat && view.bits == 32; }
+bool is(const TensorView &view, uint8_t code, int bits) { return view.code == code && view.bits == bits; }
+bool is_bf16(const TensorView &view) { return is(view, kBFloat, 16); }
+bool is_float(const TensorView &view) { return is(view, kFloat, 32); }
 bool same_type(const TensorView &a, const TensorView &b) { return a.code == b.code && a.bits == b.bits; }
 
 // Do the values lie one after the other in the order of `axes`? Strides of axes of size 1 say nothing.
@@ -24,8 +25,8 @@ bool lies(const TensorView &view, const int *axes) {
   }
   return true;
 }
-constexpr int kNchw[] = {0, 1, 2, 3}, kNhwc[] = {0, 2, 3, 1};
-bool is_nchw(const TensorView &view) { return lies(view, kNchw); }
+constexpr int kInOrder[] = {0, 1, 2, 3, 4}, kNhwc[] = {0, 2, 3, 1};
+bool in_order(const TensorView &view) { return view.ndim <= 5 && lies(view, kInOrder); }
 bool is_nhwc(const TensorView &view) { return lies(view, kNhwc); }
 
 int64_t values(const TensorView &view) {
@@ -88,9 +89,8 @@ struct Packed {
     return value;
   }
   TensorView tensor(int index, int ndim) {
-    static constexpr int kInOrder[] = {0, 1, 2, 3, 4};
     TensorView view = {};
-    valid = valid && view_tensor(field(index), &view) && view.ndim == ndim && lies(view, kInOrder);
+    valid = valid && view_tensor(field(index), &view) && view.ndim == ndim && in_order(view);
     return view;
   }
   const float *floats(int index, int ndim) {
@@ -118,11 +118,17 @@ bool run(Args &args, int64_t (*Kernels::*measure)(const Args &), void (*Kernels:
   return true;
 }
 
+PyObject *new_maps(const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
+                   void **data) {
+  int64_t shape[] = {n, c, h, w}, nhwc[] = {h * w * c, 1, w * c, c};
+  return new_tensor(like, 4, shape, channels_last ? nhwc : nullptr, data);
+}
+
 // A new tensor for the maps that args.out is to be, filled by the kernel.
 template <class Args>
 PyObject *filled(Args &args, const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
                  int64_t (*Kernels::*measure)(const Args &), void (*Kernels::*kernel)(const Args &)) {
-  PyObject *result = new_tensor(like, n, c, h, w, channels_last, &args.out);
+  PyObject *result = new_maps(like, n, c, h, w, channels_last, &args.out);
   if (result && !run(args, measure, kernel))
     Py_CLEAR(result);
   return result;
@@ -290,14 +296,13 @@ PyObject *ram_sum(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     else if (full < 0)
       full = t;
   }
-  const bool channels_last = full >= 0 && !is_nchw(views[full]);
+  const bool channels_last = full >= 0 && !in_order(views[full]);
   for (Py_ssize_t t = 0; t < terms; ++t)
-    if (full < 0 || !(channels_last ? is_nhwc(views[t]) : is_nchw(views[t])))
+    if (full < 0 || !(channels_last ? is_nhwc(views[t]) : in_order(views[t])))
       Py_RETURN_NONE;
   TensorView weights = {};
   if (arguments[1] != Py_None) {
-    constexpr int kInOrder[] = {0, 1};
-    if (!view_value(arguments[1], 2, mode, &weights) || !is_float(weights) || !lies(weights, kInOrder) ||
+    if (!view_value(arguments[1], 2, mode, &weights) || !is_float(weights) || !in_order(weights) ||
         weights.shape[0] != n || weights.shape[1] != terms)
       Py_RETURN_NONE;
   }
@@ -314,6 +319,127 @@ PyObject *ram_sum(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
   return result;
 }
 
+// Is it None, which leaves the view empty, or a dense tensor of this type and shape?
+bool view_dense(PyObject *object, uint8_t code, int bits, int ndim, const int64_t *shape, TensorView *view) {
+  *view = {};
+  if (object == Py_None)
+    return true;
+  bool fits = view_tensor(object, view) && is(*view, code, bits) && view->ndim == ndim && in_order(*view);
+  for (int i = 0; fits && i < ndim; ++i)
+    fits = view->shape[i] == shape[i];
+  return fits;
+}
+
+constexpr int64_t kLargestMap = int64_t(1) << 30; // MAX_MAP in hrpose/ops/decode.py
+
+// decode(heatmaps, flipped, permutation, transforms, shift, quarter, gaussian, ...), tensors for the lists
+PyObject *decode(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+  if (count != 10)
+    Py_RETURN_NONE;
+  const Mode mode(arguments + 7); // gradients stop here anyway
+  TensorView maps, flipped, permutation, transforms, gaussian = {};
+  if (!view_tensor(arguments[0], &maps) || maps.ndim != 4 || !is_float(maps) || !in_order(maps) || !values(maps))
+    Py_RETURN_NONE;
+  const int64_t n = maps.shape[0], k = maps.shape[1], h = maps.shape[2], w = maps.shape[3];
+  const int64_t affine[] = {n, 2, 3};
+  if (h > kLargestMap / w || !view_dense(arguments[1], kFloat, 32, 4, maps.shape, &flipped) ||
+      !view_dense(arguments[2], kInt, 32, 1, &k, &permutation) || (flipped.data && !permutation.data) ||
+      !view_dense(arguments[3], kFloat, 64, 3, affine, &transforms))
+    Py_RETURN_NONE;
+  if (arguments[6] != Py_None && !(view_tensor(arguments[6], &gaussian) && is(gaussian, kFloat, 64)))
+    Py_RETURN_NONE;
+  int64_t shape[] = {n, k, 2};
+  void *points, *heights;
+  PyObject *const keypoints = new_tensor(maps, 3, shape, nullptr, &points);
+  PyObject *const scores = keypoints ? new_tensor(maps, 2, shape, nullptr, &heights) : nullptr;
+  PyObject *const result = scores ? PyTuple_Pack(2, keypoints, scores) : nullptr;
+  if (result) {
+    const DecodeArgs args = {static_cast<const float *>(maps.data), static_cast<const float *>(flipped.data),
+                             static_cast<const int32_t *>(permutation.data),
+                             static_cast<const double *>(transforms.data), static_cast<float *>(points),
+                             static_cast<float *>(heights), n, k, h, w, arguments[4] == Py_True,
+                             arguments[5] == Py_True, static_cast<const double *>(gaussian.data),
+                             gaussian.data ? int(gaussian.shape[0]) : 0, mode.workers(n * k * h * w)};
+    Py_BEGIN_ALLOW_THREADS;
+    active().decode_fwd(args);
+    Py_END_ALLOW_THREADS;
+  }
+  Py_XDECREF(keypoints);
+  Py_XDECREF(scores);
+  return result;
+}
+
+constexpr int64_t kLargestImage = int64_t(1) << 20, kLargestCrop = int64_t(1) << 14; // see hrpose/ops/crop.py
+constexpr int64_t kLargestStride = int64_t(1) << 31, kMostValues = int64_t(1) << 31;
+
+// Three numbers of a tuple.
+bool read_three(PyObject *tuple, float *numbers) {
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3)
+    return false;
+  for (int i = 0; i < 3; ++i)
+    numbers[i] = float(PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, i)));
+  const bool read = !PyErr_Occurred();
+  PyErr_Clear();
+  return read;
+}
+
+// crop(image, transforms, width, height, opencv4, scale, bias, out, mirror, bf16, channels_last, ...); None as well if a
+// transform cannot be inverted
+PyObject *crop(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
+  if (count != 14)
+    Py_RETURN_NONE;
+  const Mode mode(arguments + 11);
+  TensorView image, transforms, out;
+  CropArgs args = {};
+  if (!view_tensor(arguments[0], &image) || image.ndim != 3 || !is(image, kUInt, 8) || image.shape[2] != 3 ||
+      image.strides[2] != 1 || (image.strides[1] != 3 && image.strides[1] != 4) || image.strides[0] < 0 ||
+      image.strides[0] >= kLargestStride || !values(image) || image.shape[0] > kLargestImage ||
+      image.shape[1] > kLargestImage)
+    Py_RETURN_NONE;
+  if (!view_tensor(arguments[1], &transforms) || transforms.ndim != 3 || !is(transforms, kFloat, 64) ||
+      !in_order(transforms) || transforms.shape[1] != 2 || transforms.shape[2] != 3 || !values(transforms))
+    Py_RETURN_NONE;
+  const int64_t n = transforms.shape[0], w = PyLong_AsLongLong(arguments[2]), h = PyLong_AsLongLong(arguments[3]);
+  args.mirror = arguments[8] == Py_True, args.bf16 = arguments[9] == Py_True;
+  args.channels_last = arguments[10] == Py_True;
+  const int64_t crops = args.mirror ? 2 * n : n;
+  if (w < 1 || w > kLargestCrop || h < 1 || h > kLargestCrop || crops > kMostValues / (3 * w * h) ||
+      !read_three(arguments[5], args.scale) || !read_three(arguments[6], args.bias)) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  args.image = static_cast<const uint8_t *>(image.data), args.transforms = static_cast<const double *>(transforms.data);
+  args.image_stride = image.strides[0], args.image_step = image.strides[1];
+  args.image_h = image.shape[0], args.image_w = image.shape[1];
+  args.n = n, args.h = h, args.w = w, args.opencv4 = arguments[4] == Py_True, args.threads = mode.workers(n * h * w);
+  PyObject *result = arguments[7];
+  if (result == Py_None) {
+    TensorView like = {};
+    like.code = args.bf16 ? kBFloat : kFloat, like.bits = args.bf16 ? 16 : 32;
+    result = new_maps(like, crops, 3, h, w, args.channels_last, &args.out);
+    if (!result)
+      return nullptr;
+  } else {
+    const int64_t shape[] = {crops, 3, h, w};
+    bool fits = view_value(result, 4, mode, &out) && is(out, args.bf16 ? kBFloat : kFloat, args.bf16 ? 16 : 32) &&
+                (args.channels_last ? is_nhwc(out) : in_order(out));
+    for (int i = 0; fits && i < 4; ++i)
+      fits = out.shape[i] == shape[i];
+    if (!fits)
+      Py_RETURN_NONE;
+    args.out = out.data;
+    Py_INCREF(result);
+  }
+  int64_t bad;
+  Py_BEGIN_ALLOW_THREADS;
+  bad = active().crop_fwd(args);
+  Py_END_ALLOW_THREADS;
+  if (bad < 0)
+    return result;
+  Py_DECREF(result);
+  Py_RETURN_NONE;
+}
+
 template <PyObject *(*function)(PyObject *, PyObject *const *, Py_ssize_t)> PyCFunction method() {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
@@ -325,6 +451,8 @@ PyMethodDef direct_methods[] = {{"conv", method<conv>(), METH_FASTCALL, nullptr}
                                 {"bottlenecks", method<bottlenecks>(), METH_FASTCALL, nullptr},
                                 {"stem", method<stem>(), METH_FASTCALL, nullptr},
                                 {"ram_sum", method<ram_sum>(), METH_FASTCALL, nullptr},
+                                {"decode", method<decode>(), METH_FASTCALL, nullptr},
+                                {"crop", method<crop>(), METH_FASTCALL, nullptr},
                                 {nullptr, nullptr, 0, nullptr}};
 
 } // namespace hrpose

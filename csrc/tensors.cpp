@@ -66,16 +66,16 @@ bool view_tensor(PyObject *object, TensorView *view) {
   return negative == Py_False;
 }
 
-PyObject *new_tensor(const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
-                     void **data) {
-  int64_t shape[] = {n, c, h, w}, nhwc[] = {h * w * c, 1, w * c, c}, nchw[] = {c * h * w, h * w, w, 1};
+PyObject *new_tensor(const TensorView &like, int ndim, int64_t *shape, int64_t *strides, void **data) {
   TensorView prototype = like;
-  prototype.ndim = 4, prototype.shape = shape, prototype.strides = nullptr;
+  prototype.device_type = kCpu, prototype.device_index = 0, prototype.lanes = 1, prototype.byte_offset = 0;
+  prototype.ndim = ndim, prototype.shape = shape, prototype.strides = nullptr;
   ManagedTensor *managed = nullptr;
   if (table->allocate(&prototype, &managed, nullptr, set_error))
     return nullptr;
   *data = static_cast<char *>(managed->view.data) + managed->view.byte_offset;
-  managed->view.strides = channels_last ? nhwc : nchw; // the memory is dense either way; the next call copies them
+  if (strides)
+    managed->view.strides = strides; // the memory is dense either way; the next call copies them
   void *object = nullptr;
   if (table->object_from_managed(managed, &object))
     return nullptr;

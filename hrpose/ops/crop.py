@@ -16,6 +16,7 @@ MAX_SIDE = 1 << 14
 MAX_STRIDE = 1 << 31
 MAX_VALUES = 1 << 31  # 8 GiB of float32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MODES = ("exact", "opencv4")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Up to this many output pixels (two crops of 192 x 256) waking other threads costs more than it saves.
 PARALLEL_ABOVE = 1 << 17
@@ -61,6 +62,15 @@ def crop(
     Cost: reads at most 12 bytes and writes 12 bytes per pixel of the crops, 6 in the half types, twice that with
         `mirror`, in a kernel on CPUs and CUDA. float16 is made of float32 on the CPU.
     """
+    if direct := _ext.direct():
+        plain = type(size) is tuple and len(size) == 2 and type(size[0]) is type(size[1]) is int
+        if plain and mode in MODES and memory_format in LAYOUTS and (dtype is DTYPES[0] or dtype is DTYPES[1]):
+            image = _ext.to_tensor(image, WHERE, "image")
+            output = bool(mirror), dtype is DTYPES[1], memory_format is torch.channels_last
+            threads = (True, torch.get_num_threads(), PARALLEL_ABOVE)  # True: an `out` with a gradient is refused
+            arguments = *size, mode == "opencv4", *_scale_bias(mean, std), out, *output, *threads
+            if (crops := direct.crop(image, transforms, *arguments)) is not None:
+                return crops
     image, transforms, width, height, scale, bias = _checked(image, transforms, size, mode, mean, std)
     _check_output(transforms.shape[0], width, height, mirror, dtype, memory_format)
     output = bool(mirror), dtype, memory_format == torch.channels_last
@@ -127,7 +137,7 @@ def _checked(
         raise InputError(f"{WHERE}: size must be (width, height), got {size!r}") from error
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise InputError(f"{WHERE}: size must be (width, height) of 1..{MAX_SIDE} px each, got {size!r}")
-    if mode not in ("exact", "opencv4"):
+    if mode not in MODES:
         raise InputError(f"{WHERE}: mode must be 'exact' or 'opencv4', got {mode!r}")
     return image, transforms, width, height, *_scale_bias(mean, std)
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -62,12 +63,38 @@ def decode(
     Raises: InputError on a wrong shape, dtype, device, flip pair, refine or blur.
     Cost: reads every heatmap value once; 12 bytes out per map. "dark" blurs 5 x 5 pixels of each map, not all.
     """
+    if direct := _ext.direct():
+        found = _directly(direct, heatmaps, flipped, flip_pairs, shift, refine, transforms, blur)
+        if found is not None:
+            return found
     heatmaps, flipped, perm, transforms = _checked(heatmaps, flipped, flip_pairs, refine, transforms)
     taps = _taps(refine, blur)
     run = _reference
     if _has_kernel(heatmaps):
         run = _launch if _ext.unobserved(heatmaps, flipped, transforms) else torch.ops.hrpose.decode
     return run(heatmaps, flipped, perm, shift, refine == "quarter", transforms, taps)
+
+
+def _directly(
+    direct: ModuleType, heatmaps: Tensor, flipped: Tensor | None, flip_pairs: Sequence[tuple[int, int]] | None,
+    shift: bool, refine: str, transforms: Tensor | None, blur: int,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """The result, None where the plain case is not given."""
+    permutation = gaussian = None
+    if flipped is not None:
+        if type(flip_pairs) is not tuple or type(heatmaps) is not Tensor or heatmaps.dim() != 4:
+            return None
+        try:
+            permutation = _int32(_cached_permutation(flip_pairs, heatmaps.shape[1]))
+        except (TypeError, ValueError):  # worded elsewhere
+            return None
+    if refine == "dark" and type(blur) is int and 3 <= blur <= MAX_BLUR and blur % 2:
+        gaussian = _gaussian_tensor(blur)
+    elif refine != "quarter" and refine != "none":
+        return None
+    mode = (False, torch.get_num_threads(), PARALLEL_ABOVE)
+    tensors = (heatmaps, flipped, permutation, transforms)
+    return direct.decode(*tensors, bool(shift), refine == "quarter", gaussian, *mode)
 
 
 def decode_reference(

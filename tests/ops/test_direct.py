@@ -14,6 +14,8 @@ from hrpose.ops import (
     basic_blocks,
     bottlenecks,
     conv,
+    crop,
+    decode,
     pack_basic_blocks,
     pack_bottlenecks,
     pack_conv,
@@ -94,6 +96,129 @@ CALLS = {
     "ram_sum, bilinear": (ram_sum_call, {"bilinear": True}),
     "ram_sum of one channel": (ram_sum_call, {"c": 1}),
 }
+
+
+# As test_{decode,crop}.py test them, most calls go the direct way; these compare both.
+DECODES = {
+    "one map": {"flip": False, "n": 1, "k": 1, "h": 1, "w": 1},
+    "flipped": {},
+    "flipped, not shifted": {"shift": False},
+    "refined as DARK does": {"refine": "dark", "blur": 17},
+    "not refined": {"refine": "none", "flip": False},
+    "without transforms": {"transforms": False},
+}
+
+
+@pytest.mark.parametrize("case", DECODES)
+def test_decode(rng, monkeypatch, case):
+    sizes = {"n": 3, "k": 5, "h": 16, "w": 12, "flip": True, "transforms": True} | DECODES[case]
+    n, k, h, w, flip, transforms = (sizes.pop(name) for name in ("n", "k", "h", "w", "flip", "transforms"))
+    maps = torch.from_numpy(rng.normal(size=(2, n, k, h, w))).float()
+    affine = torch.from_numpy(rng.normal(size=(n, 2, 3))) if transforms else None
+    mirrored = (maps[1], ((0, 1), (2, 4))) if flip else (None, None)
+    seen = spied(monkeypatch, "decode")
+    got = decode(maps[0], *mirrored, transforms=affine, **sizes)
+    assert seen == [True]
+    monkeypatch.setattr(_ext, "_direct", None)
+    want = decode(maps[0], *mirrored, transforms=affine, **sizes)
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(got, want, strict=True))
+
+
+def test_decode_leaves_the_rest_to_the_op(rng, monkeypatch):
+    maps, affine = torch.from_numpy(rng.normal(size=(2, 3, 5, 8, 6))).float(), torch.eye(2, 3)[None]
+    calls = {
+        "half": lambda: decode(maps[0].bfloat16()),
+        "nhwc": lambda: decode(maps[0].contiguous(memory_format=torch.channels_last)),
+        "float32 transforms": lambda: decode(maps[0], transforms=affine.expand(3, 2, 3)),
+        "no images": lambda: decode(maps[0, :0]),
+        "pairs in a list": lambda: decode(maps[0], maps[1], [(0, 1)]),
+    }
+    for call in calls.values():
+        seen = spied(monkeypatch, "decode")
+        call()
+        assert seen in ([False], [])
+    for wrong in (
+        {"flip_pairs": ((0, 9),)},
+        {"flip_pairs": None},
+        {"flip_pairs": ((0, 1),), "blur": 4, "refine": "dark"},
+    ):
+        with pytest.raises(ValueError, match=r"decode: (flip_pairs|blur)"):
+            decode(maps[0], maps[1], **wrong)
+
+
+CROPS = {
+    "exact": {},
+    "opencv4": {"mode": "opencv4"},
+    "bfloat16, mirrored, channels_last": {
+        "dtype": torch.bfloat16, "mirror": True, "memory_format": torch.channels_last,
+    },
+    "not normalised": {"mean": None, "std": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["array", "tensor", "part"])
+@pytest.mark.parametrize("case", CROPS)
+def test_crop(rng, monkeypatch, case, given):
+    options = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)} | CROPS[case]
+    image = rng.integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    image = image[..., :3] if given == "part" else np.ascontiguousarray(image[..., :3])
+    image = image if given == "array" else torch.from_numpy(image)
+    transforms = torch.eye(2, 3, dtype=torch.float64).expand(3, 2, 3) + torch.from_numpy(rng.normal(size=(3, 2, 3))) / 9
+    seen = spied(monkeypatch, "crop")
+    got = crop(image, transforms, (24, 16), **options)
+    into = torch.empty_like(got)
+    assert crop(image, transforms, (24, 16), out=into, **options) is into and torch.equal(into, got)
+    assert seen == [True, True]
+    monkeypatch.setattr(_ext, "_direct", None)
+    want = crop(image, transforms, (24, 16), **options)
+    assert torch.equal(got, want) and got.stride() == want.stride()
+
+
+def test_crop_leaves_the_rest_to_the_op(rng, monkeypatch):
+    image, affine = torch.zeros(9, 9, 3, dtype=torch.uint8), torch.eye(2, 3, dtype=torch.float64)[None]
+    calls = {
+        "float32 transforms": lambda: crop(image, affine.float(), (4, 4)),
+        "half": lambda: crop(image, affine, (4, 4), dtype=torch.float16),
+        "columns first": lambda: crop(image.transpose(0, 1), affine, (4, 4)),
+        "none": lambda: crop(image, affine[:0], (4, 4)),
+        "a list": lambda: crop(image, affine, [4, 4]),
+    }
+    for call in calls.values():
+        seen = spied(monkeypatch, "crop")
+        call()
+        assert seen in ([False], [])
+    with pytest.raises(ValueError, match=r"crop: transforms\[1\] must be finite and invertible"):
+        crop(image, torch.cat((affine, 0 * affine)), (4, 4))
+    for size in ((0, 4), (4, 1 << 20)):
+        with pytest.raises(ValueError, match="crop: size"):
+            crop(image, affine, size)
+    for out in (torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 4, 4).requires_grad_(), torch.zeros(1, 3, 4, 4).double()):
+        with pytest.raises(ValueError, match="crop: out must be"):
+            crop(image, affine, (4, 4), out=out)
+
+
+def spied(monkeypatch, name):
+    """A list to which each direct call of `name` appends whether it had a result."""
+    seen = []
+
+    class Spy:
+        def __getattr__(self, attribute):
+            function = getattr(DIRECT, attribute)
+            if attribute != name:
+                return function
+
+            def call(*arguments):
+                result = function(*arguments)
+                seen.append(result is not None)
+                return result
+
+            return call
+
+    monkeypatch.setattr(_ext, "_direct", Spy())
+    return seen
+
+
+DIRECT = _ext._direct
 
 
 def directly(name, arguments, mode=MODE):
