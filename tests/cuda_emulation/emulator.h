@@ -136,6 +136,7 @@ struct Warp {
 struct Shared {
   const void *key;
   void *memory;
+  size_t bytes;
 };
 
 struct Machine {
@@ -155,6 +156,8 @@ struct Machine {
   unsigned threads, alive, at_barrier;
   uint64_t barrier;
   int barrier_line;
+  uint64_t blocks = 0;               // that have been started
+  void (*at_block_end)() = nullptr; // called once all threads have left
 } inline machine;
 
 // ---- fibers ----------------------------------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ inline void *shared_memory(const void *key, size_t bytes) {
   if (posix_memalign(&memory, 128, bytes ? bytes : 1))
     fail("no memory");
   memset(memory, 0xff, bytes); // NaN in every type
-  machine.shared.push_back({key, memory});
+  machine.shared.push_back({key, memory, bytes});
   return memory;
 }
 
@@ -307,6 +310,7 @@ inline void report_deadlock() {
 }
 
 inline void run_block(size_t shared_bytes, uint64_t &state) {
+  ++machine.blocks, machine.at_block_end = nullptr;
   machine.threads = machine.alive = blockDim.x * blockDim.y * blockDim.z;
   machine.at_barrier = 0, machine.barrier = 0;
   machine.warps.clear();
@@ -336,6 +340,8 @@ inline void run_block(size_t shared_bytes, uint64_t &state) {
       report_deadlock();
     arrange(order, state);
   }
+  if (machine.at_block_end && machine.error.empty())
+    machine.at_block_end();
   for (const Shared &one : machine.shared)
     free(one.memory);
   machine.shared.clear();
