@@ -153,17 +153,12 @@ __device__ __forceinline__ int first_tile(bool spread, int unit = warp_index(), 
 template <int C> constexpr int kHeadBlocks = C < 128 ? 2 : 1;
 template <int C, int M> constexpr int kStepBlocks = C * M == 32 ? 2 : 1;
 
-// Bit 3 i + j: does tap (i, j) lie inside the map for an output in rows y0 to y1 and columns x0 to x1?
-__device__ __forceinline__ unsigned taps_inside(const StepParams &p, int y0, int y1, int x0, int x1) {
+// Does a tap lie inside the map for an output in rows y0 to y1 and columns x0 to x1?
+__device__ __forceinline__ bool is_inside(const StepParams &p, int tap, int y0, int y1, int x0, int x1) {
   const auto reaches = [&](int k, int first, int last, int in_size) {
     return last * p.stride + (k - 1) * p.dilation >= 0 && first * p.stride + (k - 1) * p.dilation < in_size;
   };
-  unsigned taps = 0;
-#pragma unroll
-  for (int tap = 0; tap < 9; ++tap)
-    if (reaches(tap / 3, y0, y1, p.in_h) && reaches(tap % 3, x0, x1, p.in_w))
-      taps |= 1u << tap;
-  return taps;
+  return reaches(tap / 3, y0, y1, p.in_h) && reaches(tap % 3, x0, x1, p.in_w);
 }
 
 // y = relu(W1 x + b1). Pixels are taken as they lie: a warp has 2 M runs of 8. All of W1 is in shared memory.
@@ -245,11 +240,10 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
   const uint4 *from = static_cast<const uint4 *>(p.weights);
 
   // Taps that no output of the map has are neither copied nor waited for; in `live` are the others.
-  const unsigned inside_map = taps_inside(p, 0, p.h - 1, 0, p.w - 1);
   int taps = 0;
 #pragma unroll
   for (int tap = 0; tap < 9; ++tap)
-    if (inside_map >> tap & 1) {
+    if (is_inside(p, tap, 0, p.h - 1, 0, p.w - 1)) {
       if (threadIdx.x == 0)
         live[taps] = tap;
       ++taps;
@@ -340,8 +334,12 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
     // z = relu(b2 + W2 * y)
     Operand<M> z[kGroups];
     {
-      const unsigned mine = active ? taps_inside(p, y0, min(y0 + 2 * M, p.h) - 1, x0, min(x0 + 8, p.w) - 1) : 0;
-      unsigned left = mine;
+      unsigned left = 0; // taps of this tile
+#pragma unroll
+      for (int tap = 0; tap < 9; ++tap)
+        if (active && is_inside(p, tap, y0, min(y0 + 2 * M, p.h) - 1, x0, min(x0 + 8, p.w) - 1))
+          left |= 1u << tap;
+      const unsigned mine = left;
       int part = 0; // of a tap
       const T *y = static_cast<const T *>(p.y) + int64_t(image) * p.in_h * p.in_w * C + 8 * t;
       uint4 loaded[kTapGroups][2 * M];

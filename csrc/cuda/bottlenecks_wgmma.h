@@ -22,6 +22,15 @@ template <bool project> constexpr int kWarpgroups = project ? 3 : 4;
 template <int C> constexpr int kMatrixBytes = 2 * C * C;
 template <int C> constexpr int kLastTap = 9 * kMatrixBytes<C>; // where the first part begins
 
+// Bit i: does tap i lie inside the map for an output in rows y0 to y1 and columns x0 to x1?
+__device__ __forceinline__ unsigned taps_inside(const StepParams &p, int y0, int y1, int x0, int x1) {
+  unsigned taps = 0;
+#pragma unroll
+  for (int tap = 0; tap < 9; ++tap)
+    taps |= unsigned(is_inside(p, tap, y0, y1, x0, x1)) << tap;
+  return taps;
+}
+
 // sums += a times a C x C matrix in shared memory.
 template <class T, int C>
 __device__ __forceinline__ void multiply_matrix(float (&sums)[C / 8][4], Operand<1> (&a)[C / kGroup],

@@ -158,17 +158,24 @@ def core_matrices_take(dtype: torch.dtype, in_channels: int, mid: int, out: int,
 def default_layout(weights: Tensor, in_channels: int, mid: int, out: int, project: bool) -> str:
     """The layout that `bottlenecks` wants on the device of these weights, of their dtype.
 
-    With the environment variable HRPOSE_CUDA_BOTTLENECKS=wgmma, that of the kernels for warpgroups where they run; else
-    (mma) of those for warps: which are faster has not been measured on a card yet. Raises: InputError on another value.
+    That of the kernels for warps, unless those for warpgroups are asked for and run: which are faster has not been
+    measured on a card yet. Raises: InputError on a wrong HRPOSE_CUDA_BOTTLENECKS.
     """
     if not weights.is_cuda:
         return "panels"
-    kernels = os.environ.get("HRPOSE_CUDA_BOTTLENECKS") or "mma"
-    check_choice(kernels, ("mma", "wgmma"), WHERE, "HRPOSE_CUDA_BOTTLENECKS")
-    if kernels == "wgmma" and warpgroups(weights) and core_matrices_take(weights.dtype, in_channels, mid, out, project):
+    wgmma = chosen_kernels() == "wgmma" and warpgroups(weights)
+    if wgmma and core_matrices_take(weights.dtype, in_channels, mid, out, project):
         return "core_matrices"
     fits = _tensor_cores(weights) and fragments_take(weights.dtype, in_channels, mid, out)
     return "fragments" if fits else "rows"
+
+
+def chosen_kernels() -> str | None:
+    """What the environment variable HRPOSE_CUDA_BOTTLENECKS names: "mma", kernels for warps, "wgmma", those for
+    warpgroups where there are any, or None. Raises: InputError on another name."""
+    name = os.environ.get("HRPOSE_CUDA_BOTTLENECKS") or None
+    check_choice(name, (None, "mma", "wgmma"), WHERE, "HRPOSE_CUDA_BOTTLENECKS")
+    return name
 
 
 def _tensor_cores(weights: Tensor) -> bool:
@@ -178,7 +185,9 @@ def _tensor_cores(weights: Tensor) -> bool:
 
 def warpgroups(weights: Tensor) -> bool:
     """Do kernels of ours for warpgroups run on the card of these weights? They are code for sm_90a alone."""
-    if not _ext.usable(weights, cuda=True) or torch.cuda.get_device_capability(weights.device) != (9, 0):
+    if not weights.is_cuda or not _ext.usable(weights, cuda=True):
+        return False
+    if torch.cuda.get_device_capability(weights.device) != (9, 0):
         return False
     return "90a" in _ext.native().cuda_archs.split(";")
 

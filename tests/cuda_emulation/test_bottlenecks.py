@@ -356,7 +356,7 @@ MUTANTS = {
     "no barrier after the weights": ("  __syncthreads();\n  // The next kernel's", "  // The next kernel's"),
 }
 LONG_MUTANTS = {
-    "a tap is left out": ("last * s + (k - 1) * d >= 0", "last * s + (k - 1) * d > 0"),
+    "a tap is left out": ("last * p.stride + (k - 1) * p.dilation >= 0", "last * p.stride + (k - 1) * p.dilation > 0"),
     "a column too many": ("unsigned(column) < unsigned(p.in_w)", "unsigned(column) <= unsigned(p.in_w)"),
     "padding is not zero": ("mask[r] = valid ? p.ones : 0;", "mask[r] = p.ones;"),
     "no copy is waited for": ("    commit_copies();\n    wait_copies<0>();\n  }", "    commit_copies();\n  }"),
