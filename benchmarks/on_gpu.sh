@@ -10,7 +10,7 @@
 #   build        hrpose with kernels for this card alone, in place
 #   tests        tests/test_cuda.py: ops and networks on the card against float64, their references and themselves
 #   warpgroups   the same for the bottlenecks of sm_90a; where that fails, later steps do without these kernels
-#   bottlenecks  `hrpose bench` of dilation pyramids at 32 x 24: kernels for warps and for warpgroups, cuDNN, torch.compile
+#   bottlenecks  `hrpose bench` of dilation pyramids at 32 x 24: ours for warps and for warpgroups, cuDNN, torch.compile
 #   profile      the kernels of dpn4_64 one by one, with bottlenecks for warps and for warpgroups
 #   dpn4_64      `hrpose bench` of the network in bfloat16
 #   compiled     the kernels of torch.compile's dpn4_64 beside ours
@@ -22,12 +22,12 @@
 #   dpn4_32, hrnet_w32, chains
 #                `hrpose bench` of these networks, and of bottlenecks of all sizes
 #
-# All steps together take $BUDGET seconds (540: a lent machine may give a command ten minutes), each at most its own number
-# below, or $LIMIT. A step for which less than half of that is left is skipped. One that is stopped keeps what it has
-# written: $OUT/<step>.log, tables as $OUT/*.json (OUT: ./gpu-results), all of it after each step in $ARCHIVE too, if that
-# is set. A failing step does not keep the others from running, but without a build nothing else runs; the exit code is
-# then 1. Where a step cannot run, it says why. $WHEELS may name a folder of wheels (pycocotools, pillow, tqdm), for a
-# machine without a network. The card's settings are left as they are found.
+# All steps together take $BUDGET seconds (540: a lent machine may give a command ten minutes), each at most its own
+# number below, or $LIMIT. A step for which less than half of that is left is skipped. One that is stopped keeps what it
+# has written: $OUT/<step>.log, tables as $OUT/*.json (OUT: ./gpu-results), all of it after each step in $ARCHIVE too,
+# if that is set. A failing step does not keep the others from running, but without a build nothing else runs; the exit
+# code is then 1. Where a step cannot run, it says why. $WHEELS may name a folder of wheels (pycocotools, pillow, tqdm),
+# for a machine without a network. The card's settings are left as they are found.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OUT=${OUT:-$PWD/gpu-results} PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
@@ -44,7 +44,8 @@ have() { command -v "$1" >/dev/null; }
 
 run_machine() {
   nvidia-smi
-  nvidia-smi --query-gpu=name,compute_cap,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu --format=csv
+  local what=name,compute_cap,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu
+  nvidia-smi --query-gpu=$what --format=csv
   nvcc --version | tail -n 2
   "$PYTHON" -c 'import sys, torch; print(sys.version); print("torch", torch.__version__, "CUDA", torch.version.cuda)
 print("cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_properties(0))'
@@ -179,10 +180,10 @@ for file in filter(os.path.exists, sorted(sys.argv[1:], key=lambda f: os.path.ex
         name = f"{row['op']:12} {row['shape']:34} {row['dtype']}"
         if row["error"]:
             print(name, f"ERROR {row['error']}")
-        theirs = min((e["median"] for e in row["entries"] if e["kind"] in ("pytorch", "reference")), default=float("nan"))
+        theirs = [e["median"] for e in row["entries"] if e["kind"] in ("pytorch", "reference")]
         for e in row["entries"]:
             if e["kind"] == "hrpose":
-                ratio, share = theirs / e["median"], f"{e['share']:6.1%} of peak"
+                ratio, share = min(theirs, default=float("nan")) / e["median"], f"{e['share']:6.1%} of peak"
                 print(name, f"{1e3 * e['median']:10.1f} us {share} {ratio:6.2f} x  {e['name']}")
         for who, why in row["absent"].items():
             print(name, f"without {who}: {why}")

@@ -63,7 +63,8 @@ const char *bottlenecks_fwd(const BottlenecksArgs &args, Stream stream) {
     constexpr int C = decltype(layout)::kWidth;
     const bool bfloat16 = args.type == Type::bfloat16;
     if (!args.wgmma)
-      error = bfloat16 ? run_bottlenecks<BFloat16, C>(args, card, stream) : run_bottlenecks<Half, C>(args, card, stream);
+      error = bfloat16 ? run_bottlenecks<BFloat16, C>(args, card, stream)
+                       : run_bottlenecks<Half, C>(args, card, stream);
     else if constexpr (kHasWgmma<C>)
       error = bfloat16 ? run_bottlenecks_wgmma<BFloat16, C>(args, card, stream)
                        : run_bottlenecks_wgmma<Half, C>(args, card, stream);

@@ -139,11 +139,18 @@ template <int M> __device__ __forceinline__ uint4 row_of(const Operand<M> &a, in
   return {w[0][r % 2], w[0][r % 2 + 2], w[1][r % 2], w[1][r % 2 + 2]};
 }
 
+// The same, to be stored and multiplied. Masked for the reason that arrange() gives: the store wants its words side by
+// side.
+template <int M> __device__ __forceinline__ uint4 row_of(const Operand<M> &a, int r, uint32_t ones) {
+  const uint4 row = row_of(a, r);
+  return {row.x & ones, row.y & ones, row.z & ones, row.w & ones};
+}
+
 // Warp index, known to be the same in all lanes: addresses and branches that depend on it cost one lane's work.
 __device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 
-// First tile of this one of the `units` of a block that take a tile each in a round. With few tiles they are spread over
-// multiprocessors, else neighbours share a block, whose L1 then has the taps of both.
+// First tile of this one of the `units` of a block that take a tile each in a round. With few tiles they are spread
+// over multiprocessors, else neighbours share a block, whose L1 then has the taps of both.
 __device__ __forceinline__ int first_tile(bool spread, int unit = warp_index(), int units = kWarps) {
   const int block = int(blockIdx.x);
   return spread ? unit * int(gridDim.x) + block : block * units + unit;
@@ -450,10 +457,9 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
         finish<T>(a, sums, 0);
 #pragma unroll
         for (int r = 0; r < 2 * M; ++r) {
-          const uint4 row = row_of(a, r);
-          if (inside[r]) // masked for the reason that arrange gives: the store wants the words side by side
+          if (inside[r]) // a projection leaves no registers for masked words
             store16(out + int64_t(r) * p.w * p.out_channels + group * kGroup,
-                    uint4{row.x & p.ones, row.y & p.ones, row.z & p.ones, row.w & p.ones});
+                    project ? row_of(a, r) : row_of(a, r, p.ones));
         }
         if (!project && group + 1 < groups)
           load(group + 1); // not earlier: registers

@@ -1,22 +1,23 @@
 // The step kernel of bottlenecks.h for the tensor cores of a warpgroup (sm_90a), C = 32 and 64; heads are those of
 // bottlenecks.h. It has not run on a card yet: bottlenecks.cu takes it only for weights that were packed for it.
 //
-// Threads and data. A warpgroup has tiles of 8 x 8 pixels, its warp i rows 2 i and 2 i + 1 of each: to a warp this is what
-// it has in bottlenecks.h with M = 1, for an operand of a warpgroup is one of 16 rows in each of its warps. So here, too,
-// z, x' and y' go from sums to operand without leaving the lane's registers. The other operand, the weights, is read from
-// shared memory by the tensor cores themselves, once for four warps.
+// Threads and data. A warpgroup has tiles of 8 x 8 pixels, its warp i rows 2 i and 2 i + 1 of each: to a warp this is
+// what it has in bottlenecks.h with M = 1, for an operand of a warpgroup is one of 16 rows in each of its warps. So
+// here, too, z, x' and y' go from sums to operand without leaving the lane's registers. The other operand, the weights,
+// is read from shared memory by the tensor cores themselves, once for four warps.
 //
-// Weights of a step are C x C matrices: of each tap; then, of each C outputs of W3 (a part), those of the projection, of
-// W3, and of the next W1 for the columns that read these outputs. All of them lie in shared memory as they do in device
-// memory (hrpose/ops/fragments.py says how), one copy for each tap and each part, whose arrival is waited for on its own.
+// Weights of a step are C x C matrices: of each tap; then, of each C outputs of W3 (a part), those of the projection,
+// of W3, and of the next W1 for the columns that read these outputs. All of them lie in shared memory as they do in
+// device memory (hrpose/ops/fragments.py says how), one copy for each tap and each part, whose arrival is waited for on
+// its own.
 #pragma once
 #include "bottlenecks.h"
 #include "hopper.h"
 
 namespace hrpose::cuda {
 
-// Of a block. While one waits for its products or pixels, others have work. A projection takes more than the 128 registers
-// that four leave to a thread.
+// Of a block. While one waits for its products or pixels, others have work. A projection takes more than the 128
+// registers that four leave to a thread.
 template <bool project> constexpr int kWarpgroups = project ? 3 : 4;
 
 template <int C> constexpr int kMatrixBytes = 2 * C * C;
@@ -31,6 +32,12 @@ __device__ __forceinline__ unsigned taps_inside(const StepParams &p, int y0, int
   return taps;
 }
 
+template <int kGroups> __device__ __forceinline__ void hold(Operand<1> (&a)[kGroups]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kGroups; ++i)
+    hold(a[i / 2].words[0][i % 2]);
+}
+
 // sums += a times a C x C matrix in shared memory.
 template <class T, int C>
 __device__ __forceinline__ void multiply_matrix(float (&sums)[C / 8][4], Operand<1> (&a)[C / kGroup],
@@ -38,9 +45,7 @@ __device__ __forceinline__ void multiply_matrix(float (&sums)[C / 8][4], Operand
   constexpr int kNextInputs = 16 * C, kNextOutputs = 128; // bytes to the next core matrix in either direction
   const uint64_t b = descriptor(matrix, kNextInputs, kNextOutputs);
   hold(sums);
-#pragma unroll
-  for (int i = 0; i < C / 16; ++i)
-    hold(a[i / 2].words[0][i % 2]);
+  hold(a);
   fence_products();
 #pragma unroll
   for (int i = 0; i < C / 16; ++i)
@@ -130,6 +135,7 @@ __global__ void __launch_bounds__(kWarpgroup *kWarpgroups<project>, 1) bottlenec
 #pragma unroll
         for (int group = 0; group < kGroups; ++group)
           arrange(z[group], loaded[group], mask);
+        hold(z); // or these words wait for the next tap's, which take other registers then and are moved
         left &= left - 1;
         if (left)
           load();
@@ -141,26 +147,27 @@ __global__ void __launch_bounds__(kWarpgroup *kWarpgroups<project>, 1) bottlenec
         finish<T>(z[group], sums, group);
     }
 
-    // x' = relu(b3 + shortcut + W3 z), C channels at a time, each going on to y' += W1 x'. Two copies, see bottlenecks.h.
+    // x' = relu(b3 + shortcut + W3 z), C channels at a time, each going on to y' += W1 x'. Two copies, see
+    // bottlenecks.h.
     const auto up_and_down = [&](auto has_tail) {
       constexpr bool kTail = decltype(has_tail)::value;
       float next[1][kTiles][4];
       if (kTail)
         begin(next, next_b1, t);
+      uint4 loaded[kGroups][2];
+      const auto load = [&](int first_channel) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+          for (int group = 0; group < kGroups; ++group)
+            loaded[group][r] = load16_once(shortcut + place(r) + first_channel + group * kGroup);
+      };
+      if (!project)
+        load(0);
       T *out = static_cast<T *>(p.out) + ((int64_t(image) * p.h + y0) * p.w + x) * p.out_channels + 8 * t;
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
         const unsigned char *matrix = weights + kLastTap<C> + part * part_bytes;
-        uint4 loaded[kGroups][2];
-        const auto load = [&](int first_channel) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int group = 0; group < kGroups; ++group)
-              loaded[group][r] = load16_once(shortcut + place(r) + first_channel + group * kGroup);
-        };
-        if (!project)
-          load(part * C);
         begin(sums, b3 + part * C, t);
         wait_for(arrivals[part]);
         Operand<1> a[kGroups];
@@ -190,13 +197,13 @@ __global__ void __launch_bounds__(kWarpgroup *kWarpgroups<project>, 1) bottlenec
         for (int group = 0; group < kGroups; ++group) {
           finish<T>(a[group], sums, group);
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const uint4 row = row_of(a[group], r);
+          for (int r = 0; r < 2; ++r)
             if (inside[r])
               store16(out + int64_t(r) * p.w * p.out_channels + part * C + group * kGroup,
-                      uint4{row.x & p.ones, row.y & p.ones, row.z & p.ones, row.w & p.ones});
-          }
+                      row_of(a[group], r, p.ones));
         }
+        if (!project && part + 1 < parts)
+          load((part + 1) * C); // not earlier: registers
         if (kTail)
           multiply_matrix<T, C>(next[0], a, matrix + kMatrixBytes<C>);
       }

@@ -25,7 +25,7 @@ struct alignas(8) Arrival {
 
 namespace hrpose::cuda {
 
-// ---- copies ----------------------------------------------------------------------------------------------------------
+// ---- copies ---------------------------------------------------------------------------------------------------------
 
 // One thread makes an Arrival ready for one copy. Before the first copy it calls announce(), and before others wait
 // there is a barrier.
@@ -58,10 +58,11 @@ __device__ __forceinline__ void wait_for(Arrival &arrival) {
 
 __device__ __forceinline__ void publish_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- tensor cores ----------------------------------------------------------------------------------------------------
+// ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 // Where a matrix of 16-bit values lies in shared memory, without swizzling, inner dimension (K) by K of 8: its core
-// matrices, 8 outputs x 8 inputs of it, are 128 bytes in a row, 16 for each output. In units of 16 bytes, as 14 bits each:
+// matrices, 8 outputs x 8 inputs of it, are 128 bytes in a row, 16 for each output. In units of 16 bytes, as 14 bits
+// each:
 //   bits  0 to 13: the address of the first core matrix;
 //   bits 16 to 29: "leading dimension byte offset", from one core matrix to that of the next 8 inputs;
 //   bits 32 to 45: "stride dimension byte offset", from one core matrix to that of the next 8 outputs.
@@ -75,9 +76,10 @@ __device__ __forceinline__ uint64_t descriptor(const void *matrix, int next_inpu
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
 
 // c += A B for a warpgroup, A of 64 x 16 values of T, B of 16 x 8 kTiles by its descriptor. Warp i of the four has rows
-// 16 i to 16 i + 15 of A and c as it has them for mma(); c[tile] has columns 8 tile to 8 tile + 7. All of these warps call
-// it, with the same descriptor. It happens between here and a wait_products() of a group that commit_products() has
-// closed since; until then c and a are not to be touched. fence_products() comes before the first one after they were.
+// 16 i to 16 i + 15 of A and c as it has them for mma(); c[tile] has columns 8 tile to 8 tile + 7. All of these warps
+// call it, with the same descriptor. It happens between here and a wait_products() of a group that commit_products()
+// has closed since; until then c and a are not to be touched. fence_products() comes before the first one after they
+// were.
 template <class T, int kTiles>
 __device__ __forceinline__ void multiply_group(float (&c)[kTiles][4], const uint32_t (&a)[4], uint64_t b);
 

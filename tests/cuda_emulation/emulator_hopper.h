@@ -1,13 +1,13 @@
-// Stands in for the second half of csrc/cuda/hopper.h, on top of emulator.h: the asynchronous proxy of compute capability
-// 9.0, and products of a warpgroup.
+// Stands in for the second half of csrc/cuda/hopper.h, on top of emulator.h: the asynchronous proxy of compute
+// capability 9.0, and products of a warpgroup.
 //
-// The proxy has its own view of dynamic shared memory, NaNs at the start of a block. copy_bulk writes to both views, once
-// somebody waits for its arrival; an ordinary store is in the proxy's only after publish_stores(). Products read that view
-// by decoding their descriptor as the PTX ISA defines it, whatever the host has packed, and only bytes of copies that the
-// thread itself has waited for. They happen when they are waited for, with what their operands hold by then; sums are NaNs
-// until then. Errors of the launch are: warps of a warpgroup that do not call the same products with the same descriptor,
-// products without the fence, a descriptor with swizzling or beyond shared memory, an arrival that was not prepared or
-// announced or is used twice, and a block that ends before its copies have come.
+// The proxy has its own view of dynamic shared memory, NaNs at the start of a block. copy_bulk writes to both views,
+// once somebody waits for its arrival; an ordinary store is in the proxy's only after publish_stores(). Products read
+// that view by decoding their descriptor as the PTX ISA defines it, whatever the host has packed, and only bytes of
+// copies that the thread itself has waited for. They happen when they are waited for, with what their operands hold by
+// then; sums are NaNs until then. Errors of the launch are: warps of a warpgroup that do not call the same products
+// with the same descriptor, products without the fence, a descriptor with swizzling or beyond shared memory, an arrival
+// that was not prepared or announced or is used twice, and a block that ends before its copies have come.
 //
 // It knows nothing of the order in which views become visible on a card but for that.
 #pragma once

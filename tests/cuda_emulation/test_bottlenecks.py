@@ -402,7 +402,7 @@ LONG_WGMMA_MUTANTS = {
     "a row too many": ("first_row + r * s) < unsigned(p.in_h)", "first_row + r * s) <= unsigned(p.in_h)"),
     "a row beyond the map": ("x < p.w && y0 + 1 < p.h", "x < p.w && y0 < p.h"),
     "padding is not zero": ("mask[r] = valid ? p.ones : 0;", "mask[r] = p.ones;"),
-    "another bias": ("begin(next, next_b1, t);\n      T *out", "begin(next, b2, t);\n      T *out"),
+    "another bias": ("begin(next, next_b1, t);", "begin(next, b2, t);"),
     "w1 in place of w3": (
         "multiply_matrix<T, C>(sums[0], z, matrix);",
         "multiply_matrix<T, C>(sums[0], z, matrix + kMatrixBytes<C>);",
