@@ -380,14 +380,14 @@ WGMMA_MUTANTS = {
         "descriptor(matrix, kNextOutputs, kNextInputs)",
     ),
     "products are not waited for": ("  wait_products<0>();\n", ""),
+}
+LONG_WGMMA_MUTANTS = {
     "a tap is not waited for": ("        wait_for(taps[tap]);\n        multiply", "        multiply"),
     "no barrier": ("    b2[i] = p.biases[i];\n  __syncthreads();", "    b2[i] = p.biases[i];"),
     "a block leaves before its copies have come": (
         "  if (threadIdx.x == 0)\n    for (int tap = 0; tap < 9; ++tap)",
         "  if (false)\n    for (int tap = 0; tap < 9; ++tap)",
     ),
-}
-LONG_WGMMA_MUTANTS = {
     "one group may be open": ("wait_products<0>();", "wait_products<1>();"),
     "no fence": ("  fence_products();\n", ""),
     "arrivals are not announced": ("    announce();\n", ""),
