@@ -634,6 +634,15 @@ template <bool transposed = false> void load_matrices(uint32_t (&v)[4], const vo
 
 } // namespace hrpose::cuda
 
+// Gives back the threads' stacks until the next launch: a process may have 65530 mappings, and each stack is two.
+extern "C" __attribute__((used, visibility("default"))) inline void simt_release() {
+  for (const auto &fiber : simt::machine.fibers)
+    if (fiber->stack) {
+      munmap(fiber->stack - simt::kPage, simt::kPage + simt::kStack);
+      fiber->stack = nullptr;
+    }
+}
+
 // schedule: forward, reverse or shuffled. multiprocessors: what device_attribute says of the card.
 extern "C" __attribute__((used, visibility("default"))) inline void simt_configure(const char *schedule, uint64_t seed, int multiprocessors) {
   simt::machine.schedule = *schedule;
