@@ -1,6 +1,7 @@
 """Where a network's time goes: its kernels with hrpose.optimize and with torch.compile, and the time by the clock.
 
     python3 benchmarks/profile_network.py dpn4_64 --batch 128
+    HRPOSE_CUDA_BOTTLENECKS=wgmma python3 benchmarks/profile_network.py dpn4_64 --batch 128 --ours
 
 Where the clock shows much more than the kernels do, launching them is the bottleneck; else the table begins with it.
 """
@@ -22,6 +23,7 @@ from hrpose.bench.networks import input_size, trained
 from hrpose.bench.run import settled
 from hrpose.bench.timing import stopwatch_for
 from hrpose.models.fold import fold_batch_norms
+from hrpose.models.fused import FusedBottlenecks
 from hrpose.optimize import optimize
 
 OURS = "hrpose.optimize"
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    parser.add_argument("--ours", action="store_true", help="without torch.compile, which tunes for minutes")
     parser.add_argument("--run", action="store_true", help="only call ours a few times, under another profiler")
     options = parser.parse_args()
     device, dtype = options.device, DTYPES[options.dtype]
@@ -86,8 +89,11 @@ def main() -> None:
         fold_batch_norms(model)
         model = model.to(dtype).to(memory_format=torch.channels_last)
         theirs = compiled(model, device, [images])
-        for name, call in ((OURS, lambda: fast(images)), (COMPILE, lambda: theirs(images))):
-            title = f"{name}, {options.network} {options.batch}x3x{height}x{width} {options.dtype}"
+        calls = {OURS: lambda: fast(images)} | ({} if options.ours else {COMPILE: lambda: theirs(images)})
+        layouts = sorted({module.layout for module in fast.modules() if isinstance(module, FusedBottlenecks)})
+        for name, call in calls.items():
+            kind = f" ({', '.join(layouts)})" if name == OURS and layouts else ""
+            title = f"{name}{kind}, {options.network} {options.batch}x3x{height}x{width} {options.dtype}"
             ways = {"a call": call}
             if device.type == "cuda" and name == OURS:
                 ways["in a CUDA graph"] = captured(call)

@@ -210,22 +210,23 @@ py::dict cuda_device(int device) {
 
 int64_t bottlenecks_workspace_cuda(const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w,
                                    int64_t in_channels, int64_t mid, int64_t out_channels, int64_t stride, bool project,
-                                   int type) {
+                                   bool wgmma, int type) {
   int64_t bytes;
   raise(hrpose::cuda::bottlenecks_workspace({nullptr, nullptr, nullptr, nullptr, dilations.data(), nullptr, n, h, w,
                                              in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
-                                             Type(type)},
+                                             wgmma, Type(type)},
                                             &bytes));
   return bytes;
 }
 
 void bottlenecks_fwd_cuda(Address x, Address out, Address weights, Address biases, Address workspace,
                           const std::vector<int64_t> &dilations, int64_t n, int64_t h, int64_t w, int64_t in_channels,
-                          int64_t mid, int64_t out_channels, int64_t stride, bool project, int type, Address stream) {
+                          int64_t mid, int64_t out_channels, int64_t stride, bool project, bool wgmma, int type,
+                          Address stream) {
   raise(hrpose::cuda::bottlenecks_fwd({pointer<const void>(x), pointer<void>(out), pointer<const void>(weights),
                                        pointer<const float>(biases), dilations.data(), pointer<void>(workspace), n, h,
                                        w, in_channels, mid, out_channels, int64_t(dilations.size()), stride, project,
-                                       Type(type)},
+                                       wgmma, Type(type)},
                                       stream_of(stream)));
 }
 #endif

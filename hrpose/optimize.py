@@ -129,7 +129,8 @@ def _fusable(block: Bottleneck, first: bool, dtype: torch.dtype) -> bool:
     """Does a kernel take it? Only the first of a chain may change width or size, with the stride in its 3x3."""
     widths = (block.conv1.in_channels, block.conv1.out_channels, block.conv3.out_channels)
     plain = block.conv1.stride == (1, 1) and (first or block.downsample is None)
-    kernel = default_layout(block.conv1.weight.new_empty(0, dtype=dtype), *widths) != "rows"
+    project = block.downsample is not None
+    kernel = default_layout(block.conv1.weight.new_empty(0, dtype=dtype), *widths, project) != "rows"
     return plain and kernel and all(width % MULTIPLE == 0 for width in widths)
 
 

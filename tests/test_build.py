@@ -78,24 +78,57 @@ def test_isa_units_export_one_table(build, tmp_path, isa):
     assert not [name for kind, name in symbols if kind in "vVwW" or "_GLOBAL__sub" in name or "__cxx_global" in name]
 
 
+# Of ptxas: waits and fences that it adds for registers of a running wgmma, and wgmma that it makes serial.
+WGMMA_NOTES = r"\(?C75(?:0[7-9]|1\d|20)\b.*"
+
+
+def compiler_log(build, source: Path, targets: list[str], folder: Path) -> str:
+    flags = [*build.NVCC_FLAGS, "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra", "-Xptxas", "-v"]
+    command = [NVCC, *flags, *targets, "-c", str(source), "-o", str(folder / "unit.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 @needs_nvcc
 @needs_cxx
 @pytest.mark.slow
 @pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ids=lambda path: path.name)
 def test_cuda_sources_compile(build, monkeypatch, tmp_path, source):
-    """For every architecture, without warnings, registers spilled to memory or wgmma that ptxas makes serial (its notes
-    C7507 to C7520)."""
+    """For every architecture, without warnings, registers spilled to memory or wgmma that ptxas repairs or makes
+    serial."""
     monkeypatch.delenv("HRPOSE_CUDA_ARCHS", raising=False)
-    flags = [*build.NVCC_FLAGS, "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra", "-Xptxas", "-v"]
     targets = [flag for flag in build.gencode(build.cuda_archs(NVCC)) if "code=sm_" in flag]
-    command = [NVCC, *flags, *targets, "-c", str(source), "-o", str(tmp_path / "unit.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log
+    log = compiler_log(build, source, targets, tmp_path)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert len(spills) >= log.count("Compiling entry function") and set(spills) <= {("0", "0")}
     assert len(spills) >= len(targets) or source.name == "bottlenecks.cu"  # which calls the kernels of other files
-    assert not re.findall(r"\(?C75(?:0[7-9]|1\d|20)\b.*", log)
+    assert not re.findall(WGMMA_NOTES, log)
+
+
+@needs_nvcc
+@needs_cxx
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("", ""), ("wait_products<0>();", "wait_products<1>();"), ("fence_products();", ""), ("wait_products<0>();", "")],
+    ids=["as it is", "a group less is waited for", "no fence", "no wait"],
+)
+def test_what_ptxas_says_of_wgmma_is_seen(build, tmp_path, old, new):
+    """It notices a register in use by the tensor cores, so its silence on the real kernel means something."""
+    if "90" not in build.cuda_archs(NVCC) and "90a" not in build.cuda_archs(NVCC):
+        pytest.skip(f"{NVCC} does not know sm_90a")
+    for path in (ROOT / "csrc" / "cuda").glob("*.h"):
+        shutil.copy(path, tmp_path)
+    source, kernel = tmp_path / "bottlenecks_wgmma_32.cu", tmp_path / "bottlenecks_wgmma.h"
+    shutil.copy(ROOT / "csrc" / "cuda" / source.name, source)
+    assert not old or kernel.read_text().count(old) == 1
+    kernel.write_text(kernel.read_text().replace(old, new) if old else kernel.read_text())
+    log = compiler_log(build, source, ["-gencode=arch=compute_90a,code=sm_90a"], tmp_path)
+    assert bool(re.findall(WGMMA_NOTES, log)) == bool(old)
+    ptx = tmp_path / "unit.ptx"
+    subprocess.run([NVCC, *build.NVCC_FLAGS, "-arch=compute_90a", "-ptx", str(source), "-o", str(ptx)], check=True)
+    assert "wgmma.mma_async.sync.aligned.m64n32k16" in ptx.read_text()  # and not an empty kernel
 
 
 @needs_nvcc

@@ -30,6 +30,7 @@ from hrpose.ops import (
     ram_sum,
     ram_sum_reference,
 )
+from hrpose.ops.bottlenecks import core_matrices_take, warpgroups
 from hrpose.optimize import optimize
 from hrpose.skeleton import COCO17
 
@@ -118,9 +119,11 @@ class Chain(NamedTuple):
 
 def chain(
     widths: tuple[int, int, int], dilations: tuple[int, ...], stride: int, shape: tuple[int, int, int],
-    dtype: torch.dtype, device: str = "cuda",
+    dtype: torch.dtype, layout: str = "fragments", device: str = "cuda",
 ) -> Chain:  # fmt: skip
     (ins, mid, out), generator = widths, torch.Generator().manual_seed(0)
+    if layout == "core_matrices" and not warpgroups(torch.empty(0, device=device)):
+        pytest.skip("kernels for warpgroups are for compute capability 9.0, and in builds for 90a")
 
     def draw(*shape):  # He's scale: values neither grow nor vanish
         fan = int(np.prod(shape[1:])) if len(shape) > 1 else 100
@@ -135,7 +138,7 @@ def chain(
     n, h, w = shape
     x = torch.randn(n, ins, h, w, generator=generator).relu().to(device, dtype, memory_format=torch.channels_last)
     doubled = [BottleneckWeights(*(None if t is None else t.double() for t in block)) for block in blocks]
-    packed, rows = (pack_bottlenecks(blocks, dilations, stride, layout) for layout in (None, "rows"))
+    packed, rows = (pack_bottlenecks(blocks, dilations, stride, name) for name in (layout, "rows"))
     return Chain(x, packed, rows, pack_bottlenecks(doubled, dilations, stride))
 
 
@@ -173,6 +176,15 @@ SMALL = {  # odd sizes that take every kernel's every path once; the sanitizer r
     "bottlenecks C=64, strided": lambda: bottlenecks_call((64, 64, 256), (1, 2), 2, (2, 9, 7), torch.float16),
     "bottlenecks C=128": lambda: bottlenecks_call((256, 128, 512), (1, 2), 2, (1, 9, 11), torch.bfloat16),
     "bottlenecks, one pixel": lambda: bottlenecks_call((32, 32, 32), (1,), 1, (1, 1, 1), torch.float16),
+    "bottlenecks C=32, warpgroups": lambda: bottlenecks_call(
+        (64, 32, 64), (9, 2, 1), 1, (2, 19, 9), torch.bfloat16, "core_matrices"
+    ),
+    "bottlenecks C=64, warpgroups": lambda: bottlenecks_call(
+        (256, 64, 256), (8, 1), 1, (1, 7, 10), torch.float16, "core_matrices"
+    ),
+    "bottlenecks C=64, strided, warpgroups": lambda: bottlenecks_call(
+        (64, 64, 256), (1, 2), 2, (2, 9, 7), torch.bfloat16, "core_matrices"
+    ),
 }
 LARGE = {  # the sizes of networks
     "decode": lambda: decode_call((32, 17, 64, 48)),
@@ -183,6 +195,15 @@ LARGE = {  # the sizes of networks
     "bottlenecks C=64": lambda: bottlenecks_call((256, 64, 256), PYRAMID, 1, (1, 32, 24), torch.bfloat16),
     "bottlenecks C=64, N=32": lambda: bottlenecks_call((256, 64, 256), PYRAMID, 1, (32, 32, 24), torch.bfloat16),
     "bottlenecks C=128": lambda: bottlenecks_call((256, 128, 512), (1, 1, 1), 2, (8, 64, 48), torch.bfloat16),
+    "bottlenecks C=32, N=64, warpgroups": lambda: bottlenecks_call(
+        (128, 32, 128), PYRAMID, 1, (64, 32, 24), torch.bfloat16, "core_matrices"
+    ),
+    "bottlenecks C=64, N=1, warpgroups": lambda: bottlenecks_call(
+        (256, 64, 256), PYRAMID, 1, (1, 32, 24), torch.bfloat16, "core_matrices"
+    ),
+    "bottlenecks C=64, N=32, warpgroups": lambda: bottlenecks_call(
+        (256, 64, 256), PYRAMID, 1, (32, 32, 24), torch.bfloat16, "core_matrices"
+    ),
 }
 EACH = {**{f"small {name}": call for name, call in SMALL.items()}, **LARGE}
 
@@ -231,6 +252,7 @@ def test_once(name):
         assert (a.double().cpu() - b).abs().max() <= limit * b.abs().max()
 
 
+@pytest.mark.parametrize("layout", ["fragments", pytest.param("core_matrices", id="warpgroups")])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 7), (1, 32, 24), (3, 33, 25), (40, 32, 24)], ids=str)
 @pytest.mark.parametrize(
@@ -240,9 +262,10 @@ def test_once(name):
     ids=str,
 )  # fmt: skip
 @torch.no_grad()
-def test_bottlenecks_are_as_near_to_float64_as_plain_convolutions(widths, dilations, stride, size, dtype):
-    made = chain(widths, dilations, stride, size, dtype)
-    assert made.packed.layout == "fragments"
+def test_bottlenecks_are_as_near_to_float64_as_plain_convolutions(widths, dilations, stride, size, dtype, layout):
+    if layout == "core_matrices" and not core_matrices_take(dtype, *widths, widths[0] != widths[2] or stride > 1):
+        pytest.skip("there are no kernels for warpgroups of these widths")
+    made = chain(widths, dilations, stride, size, dtype, layout)
     exact = bottlenecks_reference(made.x.double(), made.exact)
     got, plain = bottlenecks(made.x, made.packed), bottlenecks_reference(made.x, made.rows)
     ours, theirs = (((y.double() - exact).norm() / exact.norm()).item() for y in (got, plain))
@@ -358,16 +381,23 @@ def test_crops_that_cannot_be_are_nan_in_a_graph():
     assert got[1].isnan().all() and torch.equal(got[::2], want[::2])
 
 
+@pytest.mark.parametrize("kernels", ["mma", pytest.param("wgmma", id="warpgroups")])
 @pytest.mark.parametrize("name", ["dpn4_64", "dpn4_32", "hrnet_w32"])
 @torch.no_grad()
-def test_networks_are_as_near_to_float64_as_pytorch(name):
+def test_networks_are_as_near_to_float64_as_pytorch(monkeypatch, name, kernels):
+    monkeypatch.setenv("HRPOSE_CUDA_BOTTLENECKS", kernels)
+    if kernels == "wgmma" and not warpgroups(torch.empty(0, device="cuda")):
+        pytest.skip("kernels for warpgroups are for compute capability 9.0, and in builds for 90a")
     model = trained(name).cuda()
     images = torch.randn(2, 3, 256, 192, generator=torch.Generator().manual_seed(1)).cuda()
     exact = copy.deepcopy(model).double()(images.double())
     plain = copy.deepcopy(model).bfloat16()(images.bfloat16())
     fast = optimize(model, torch.bfloat16)
     fused = [module for module in fast.modules() if isinstance(module, FusedBottlenecks)]
-    assert fused and all(module.layout == "fragments" for module in fused)
+    layouts = {module.layout for module in fused}
+    assert (
+        layouts == {"fragments"} if kernels == "mma" else "core_matrices" in layouts <= {"fragments", "core_matrices"}
+    )
     ours, theirs = (((y.double() - exact).norm() / exact.norm()).item() for y in (fast(images.bfloat16()), plain))
     assert ours <= 1.1 * theirs
     got = optimize(model)(images)  # float32

@@ -139,19 +139,34 @@ template <int M> __device__ __forceinline__ uint4 row_of(const Operand<M> &a, in
   return {w[0][r % 2], w[0][r % 2 + 2], w[1][r % 2], w[1][r % 2 + 2]};
 }
 
+// The same, to be stored and multiplied. Masked for the reason that arrange() gives: the store wants its words side by
+// side.
+template <int M> __device__ __forceinline__ uint4 row_of(const Operand<M> &a, int r, uint32_t ones) {
+  const uint4 row = row_of(a, r);
+  return {row.x & ones, row.y & ones, row.z & ones, row.w & ones};
+}
+
 // Warp index, known to be the same in all lanes: addresses and branches that depend on it cost one lane's work.
 __device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 
-// First tile of this warp of the gridDim.x * kWarps in a round. With few tiles they are spread over multiprocessors,
-// else neighbours share a block, whose L1 then has the taps of both.
-__device__ __forceinline__ int first_tile(bool spread) {
-  const int warp = warp_index(), block = int(blockIdx.x);
-  return spread ? warp * int(gridDim.x) + block : block * kWarps + warp;
+// First tile of this one of the `units` of a block that take a tile each in a round. With few tiles they are spread
+// over multiprocessors, else neighbours share a block, whose L1 then has the taps of both.
+__device__ __forceinline__ int first_tile(bool spread, int unit = warp_index(), int units = kWarps) {
+  const int block = int(blockIdx.x);
+  return spread ? unit * int(gridDim.x) + block : block * units + unit;
 }
 
 // Blocks that run side by side on a multiprocessor, as far as registers go.
 template <int C> constexpr int kHeadBlocks = C < 128 ? 2 : 1;
 template <int C, int M> constexpr int kStepBlocks = C * M == 32 ? 2 : 1;
+
+// Does a tap lie inside the map for an output in rows y0 to y1 and columns x0 to x1?
+__device__ __forceinline__ bool is_inside(const StepParams &p, int tap, int y0, int y1, int x0, int x1) {
+  const auto reaches = [&](int k, int first, int last, int in_size) {
+    return last * p.stride + (k - 1) * p.dilation >= 0 && first * p.stride + (k - 1) * p.dilation < in_size;
+  };
+  return reaches(tap / 3, y0, y1, p.in_h) && reaches(tap % 3, x0, x1, p.in_w);
+}
 
 // y = relu(W1 x + b1). Pixels are taken as they lie: a warp has 2 M runs of 8. All of W1 is in shared memory.
 template <class T, int C, int M>
@@ -231,15 +246,11 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
   uint4 *weights = reinterpret_cast<uint4 *>(live + kLive);
   const uint4 *from = static_cast<const uint4 *>(p.weights);
 
-  // Is tap k, along one axis, inside the map for an output between first and last?
-  const auto reaches = [&](int k, int first, int last, int in_size) {
-    return last * s + (k - 1) * d >= 0 && first * s + (k - 1) * d < in_size;
-  };
   // Taps that no output of the map has are neither copied nor waited for; in `live` are the others.
   int taps = 0;
 #pragma unroll
   for (int tap = 0; tap < 9; ++tap)
-    if (reaches(tap / 3, 0, p.h - 1, p.in_h) && reaches(tap % 3, 0, p.w - 1, p.in_w)) {
+    if (is_inside(p, tap, 0, p.h - 1, 0, p.w - 1)) {
       if (threadIdx.x == 0)
         live[taps] = tap;
       ++taps;
@@ -333,8 +344,7 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
       unsigned left = 0; // taps of this tile
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap)
-        if (active && reaches(tap / 3, y0, min(y0 + 2 * M, p.h) - 1, p.in_h) &&
-            reaches(tap % 3, x0, min(x0 + 8, p.w) - 1, p.in_w))
+        if (active && is_inside(p, tap, y0, min(y0 + 2 * M, p.h) - 1, x0, min(x0 + 8, p.w) - 1))
           left |= 1u << tap;
       const unsigned mine = left;
       int part = 0; // of a tap
@@ -447,10 +457,9 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<C, M>) bottlenecks_step_
         finish<T>(a, sums, 0);
 #pragma unroll
         for (int r = 0; r < 2 * M; ++r) {
-          const uint4 row = row_of(a, r);
-          if (inside[r]) // masked for the reason that arrange gives: the store wants the words side by side
+          if (inside[r]) // a projection leaves no registers for masked words
             store16(out + int64_t(r) * p.w * p.out_channels + group * kGroup,
-                    uint4{row.x & p.ones, row.y & p.ones, row.z & p.ones, row.w & p.ones});
+                    project ? row_of(a, r) : row_of(a, r, p.ones));
         }
         if (!project && group + 1 < groups)
           load(group + 1); // not earlier: registers
@@ -519,14 +528,14 @@ template <int C> struct Layout {
 // Few tiles leave multiprocessors idle: a warp's operands are halved while not each has four of the full ones.
 constexpr int kFewTiles = 4;
 
-// kBlocks of them run side by side on a multiprocessor.
-template <int kBlocks, class Params>
+// Blocks of kSize threads, in which kUnits work on a tile each; kBlocks of them run side by side on a multiprocessor.
+template <int kBlocks, int kUnits = kWarps, int kSize = kThreads, class Params>
 const char *launch_tiles(void (*kernel)(Params), Params &params, int tiles, const Card &card, size_t shared_bytes,
                          Stream stream, bool overlap) {
   const int blocks = kBlocks * card.multiprocessors;
-  params.spread = tiles < blocks * kWarps;
+  params.spread = tiles < blocks * kUnits;
   params.ones = ~uint32_t(0);
-  return launch({dim3(unsigned(min(tiles, blocks))), dim3(kThreads), stream, shared_bytes, overlap}, kernel, params);
+  return launch({dim3(unsigned(min(tiles, blocks))), dim3(kSize), stream, shared_bytes, overlap}, kernel, params);
 }
 
 template <class T, int C>
@@ -557,8 +566,9 @@ const char *launch_step(const Layout<C> &layout, int64_t block, StepParams &para
   return launch_step<T, C, resident ? M : 1, resident, false>(layout, block, params, card, stream);
 }
 
-template <class T, int C, int M>
-const char *run_chain(const Layout<C> &layout, const Card &card, Stream stream) {
+// The head, then launch_one(block, params) for each step, which sets the rest of the parameters.
+template <class T, int C, class LaunchOne>
+const char *launch_chain(const Layout<C> &layout, const Card &card, Stream stream, const LaunchOne &launch_one) {
   const BottlenecksArgs &a = layout.args;
   if (const char *error = launch_head<T, C>(layout, card, stream))
     return error;
@@ -572,19 +582,24 @@ const char *run_chain(const Layout<C> &layout, const Card &card, Stream stream) 
                          int(a.n), int(first ? a.h : layout.h), int(first ? a.w : layout.w),
                          int(first ? a.in_channels : a.out_channels), int(layout.h), int(layout.w), int(a.out_channels),
                          int(min(a.dilations[block], side)), int(first ? min(a.stride, side) : 1), false, 0};
-    const char *error = nullptr;
-    if constexpr (Layout<C>::kResident && Layout<C>::kRing)
-      error = int64_t(layout.shared_bytes(block, true)) <= card.shared_bytes
-                  ? launch_step<T, C, M, true>(layout, block, params, card, stream)
-                  : launch_step<T, C, M, false>(layout, block, params, card, stream);
-    else
-      error = launch_step<T, C, M, Layout<C>::kResident>(layout, block, params, card, stream);
-    if (error)
+    if (const char *error = launch_one(block, params))
       return error;
     weights += layout.step_words(block);
     biases += a.out_channels + 2 * C;
   }
   return nullptr;
+}
+
+template <class T, int C, int M>
+const char *run_chain(const Layout<C> &layout, const Card &card, Stream stream) {
+  return launch_chain<T>(layout, card, stream, [&](int64_t block, StepParams &params) {
+    if constexpr (Layout<C>::kResident && Layout<C>::kRing)
+      return int64_t(layout.shared_bytes(block, true)) <= card.shared_bytes
+                 ? launch_step<T, C, M, true>(layout, block, params, card, stream)
+                 : launch_step<T, C, M, false>(layout, block, params, card, stream);
+    else
+      return launch_step<T, C, M, Layout<C>::kResident>(layout, block, params, card, stream);
+  });
 }
 
 // Either size of operands, as far as there are two.

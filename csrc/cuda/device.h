@@ -120,7 +120,10 @@ template <int n> __device__ __forceinline__ void wait_copies() {
 // ---- global memory ---------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint4 load16(const void *p) { return *static_cast<const uint4 *>(p); }
-__device__ __forceinline__ void store16(void *p, uint4 v) { *static_cast<uint4 *>(p) = v; }
+// An assignment becomes four stores of four bytes where nvcc finds its words made one by one.
+__device__ __forceinline__ void store16(void *p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 
 // For what is read once: it takes no place in the L1 cache.
 __device__ __forceinline__ uint4 load16_once(const void *p) {

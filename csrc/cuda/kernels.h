@@ -84,12 +84,13 @@ const char *ram_sum_bwd(const RamSumGradArgs &args, Stream stream);
 struct BottlenecksArgs {
   const void *x;            // (n, h, w, in_channels)
   void *out;                // (n, ceil(h / stride), ceil(w / stride), out_channels)
-  const void *weights;      // in the order of `_slices`, hrpose/ops/bottlenecks.py, as fragments
+  const void *weights;      // in the order of `_slices`, hrpose/ops/bottlenecks.py, as fragments or core matrices
   const float *biases;      // of each block b1 (mid), b2 (mid), b3 (out)
   const int64_t *dilations; // (blocks), in host memory
   void *workspace;          // of bottlenecks_workspace() bytes
   int64_t n, h, w, in_channels, mid, out_channels, blocks, stride;
   bool project; // the shortcut of block 0 is a projection
+  bool wgmma;   // weights are core matrices, for bottlenecks_wgmma.h: code for sm_90a on compute capability 9.0
   Type type;    // of the maps and weights: bfloat16 or float16
 };
 // bytes: -1 if the kernel does not take these sizes or the current device.

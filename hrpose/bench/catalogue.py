@@ -28,13 +28,17 @@ GROUPS = {
 
 
 def select(
-    names: Sequence[str] = (), batches: Sequence[int] | None = None, dtypes: Sequence[str] | None = None
+    names: Sequence[str] = (),
+    batches: Sequence[int] | None = None,
+    dtypes: Sequence[str] | None = None,
+    shapes: Sequence[str] | None = None,
 ) -> list[Plan]:
     """The rows of these names: groups ("ops", "models", "all"), ops, networks, "pipeline". None: the quick ones.
 
     Args:
         batches: persons or images, in place of each row's own.
         dtypes:  "fp32", "bf16"; by default both. Rows without arithmetic of their choice count as fp32.
+        shapes:  texts, one of which the shape of a row contains; by default any shape.
     Raises: InputError for an unknown name, batch or dtype, or if no row is left.
     """
     for n in batches or ():
@@ -47,7 +51,11 @@ def select(
     plans = [plan for plan in every_plan(batches, dtypes) if plan.op in wanted and (names or plan.quick)]
     if not plans:
         raise InputError(f"bench: dtype must be one that {', '.join(names)} has rows in, got {', '.join(dtypes or ())}")
-    return plans
+    kept = [plan for plan in plans if shapes is None or any(text in plan.shape for text in shapes)]
+    if not kept:
+        known = "; ".join(dict.fromkeys(plan.shape for plan in plans))
+        raise InputError(f"bench: --only must be part of a shape ({known}), got {', '.join(shapes)}")
+    return kept
 
 
 def every_plan(batches: Sequence[int] | None = None, dtypes: Sequence[str] | None = None) -> list[Plan]:

@@ -45,6 +45,9 @@ def add_parser(commands: Any) -> None:
         help="persons or images (default: each row's own), repeatable",
     )
     parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="rows whose shape contains this, such as 32x24; repeatable"
+    )
+    parser.add_argument(
         "--seconds", type=float, default=SECONDS, metavar="S", help=f"of timing per contender (default {SECONDS})"
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default cpu)")
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     valid = math.isfinite(options.seconds) and options.seconds > 0
     check(valid, "--seconds", f"must be a number > 0, got {options.seconds}")
     settings = Settings(options.threads, options.seconds, device_from(options))
-    plans = select(options.rows, options.batch, options.dtype)
+    plans = select(options.rows, options.batch, options.dtype, options.only)
     if options.json not in (None, "-"):
         check_output_folder(Path(options.json).absolute().parent, "--json")
     out = sys.stderr if options.json == "-" else sys.stdout
@@ -66,13 +69,21 @@ def run(options: argparse.Namespace) -> None:
     with settled(settings):
         ceilings = peaks.report(tuple(dict.fromkeys(plan.dtype for plan in plans)))
     print(format_machine(machine, ceilings), format_head(), sep="\n", file=out, flush=True)
-    rows = run_rows(plans, settings, peaks, _announce, lambda row: print(format_row(row), file=out, flush=True))
-    missing = left_out(plans)
+    missing, rows = left_out(plans), []
+    head = {"machine": machine, "peaks": ceilings, "left_out": missing}
+
+    def report(row: Row) -> None:
+        rows.append(row)
+        print(format_row(row), file=out, flush=True)
+        if options.json not in (None, "-"):  # each time anew: a run that is stopped keeps the rows it has
+            _write_json(options.json, head, rows)
+
+    run_rows(plans, settings, peaks, _announce, report)
     print(format_summary(rows), file=out)
     if missing:
         print(f"{missing}; see `hrpose bench --help`, `hrpose bench all` takes hours", file=out)
-    if options.json:
-        _write_json(options.json, {"machine": machine, "peaks": ceilings, "left_out": missing}, rows)
+    if options.json == "-":
+        _write_json(options.json, head, rows)
     wrong = [f"{row.op} {row.shape} {row.dtype}" for row in rows if row.error]
     if wrong:
         raise SystemExit(f"hrpose: error: wrong results, not timed: {'; '.join(wrong)}")

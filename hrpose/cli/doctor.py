@@ -18,6 +18,7 @@ from hrpose.train.step import resolve_precision
 from hrpose.train.threads import slowdown_of_threads
 
 PACKAGES = ("torch", "numpy", "pillow", "pycocotools", "tqdm")
+SWITCHES = ("HRPOSE_EXT", "HRPOSE_ISA", "HRPOSE_CUDA_BOTTLENECKS")
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +54,7 @@ def diagnose() -> dict[str, Any]:
             "cuda": on_cuda,
         },
         "distributed": backends(),
-        "environment": {name: os.environ[name] for name in ("HRPOSE_EXT", "HRPOSE_ISA") if name in os.environ},
+        "environment": {name: os.environ[name] for name in SWITCHES if name in os.environ},
     }
 
 

@@ -52,11 +52,14 @@ class FusedBottlenecks(Fused):
 
     @classmethod
     @torch.no_grad()
-    def from_blocks(cls, blocks: Sequence[nn.Module], dtype: torch.dtype | None = None) -> "FusedBottlenecks":
+    def from_blocks(
+        cls, blocks: Sequence[nn.Module], dtype: torch.dtype | None = None, layout: str | None = None
+    ) -> "FusedBottlenecks":
         """The blocks as they are now, batch norm by its running statistics; later changes of theirs are not seen.
 
         Args:
-            dtype: of weights and maps, by default that of the blocks.
+            dtype:  of weights and maps, by default that of the blocks.
+            layout: of the packed weights, see `pack_bottlenecks`.
         Raises: InputError unless all are Bottleneck, of widths the op takes, with the stride, if any, in the 3x3 of the
             first.
         """
@@ -71,7 +74,7 @@ class FusedBottlenecks(Fused):
         dtype = dtype or blocks[0].conv1.weight.dtype
         weights = [BottleneckWeights(*(None if t is None else t.to(dtype) for t in w)) for w in fold(blocks)]
         dilations = [block.conv2.dilation[0] for block in blocks]
-        return cls(pack_bottlenecks(weights, dilations, blocks[0].conv2.stride[0]))
+        return cls(pack_bottlenecks(weights, dilations, blocks[0].conv2.stride[0], layout))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride)), see `hrpose.ops.bottlenecks`."""

@@ -1,6 +1,7 @@
 """A chain of residual bottlenecks at inference, fused: packed weights, the op, its reference."""
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,19 +12,23 @@ from torch import Tensor
 from hrpose.errors import check, check_choice
 from hrpose.ops import _ext
 from hrpose.ops.fragments import MULTIPLE as FRAGMENT
-from hrpose.ops.fragments import from_fragments, to_fragments
+from hrpose.ops.fragments import from_core_matrices, from_fragments, to_core_matrices, to_fragments
 from hrpose.ops.maps import PARALLEL_ABOVE, checked_maps, kernel_takes, new_maps, strided_sizes
 from hrpose.ops.panels import MULTIPLE, from_panels, to_panels, winograd_panels
 
 WHERE = "bottlenecks"
 CUDA_DTYPES = (torch.bfloat16, torch.float16)
 CUDA_MIDS = (32, 64, 128)
+WGMMA_MIDS = (32, 64)
+WGMMA_BYTES = 220 << 10  # of weights that a step may have, all of them in shared memory: 227 KB less biases
 # How a matrix is laid out, and taken apart again.
 LAYOUTS = {
     "panels": (to_panels, from_panels),
     "fragments": (to_fragments, from_fragments),
+    "core_matrices": (to_core_matrices, from_core_matrices),
     "rows": (Tensor.flatten, Tensor.view),
 }
+FOR_KERNELS = ("fragments", "core_matrices")  # of CUDA
 
 
 class BottleneckWeights(NamedTuple):
@@ -53,6 +58,7 @@ class PackedBottlenecks(NamedTuple):
         want them, and its biases float32. For the CPU.
     "fragments": what a lane of a GPU multiplies lies side by side, see `to_fragments`, in the order in which a block of
         threads needs it, see `_slices`. bfloat16 and float16 with float32 biases.
+    "core_matrices": the same for the tensor cores of sm_90a, see `to_core_matrices`; w1 of block 0 as fragments.
     "rows": the matrices of "panels" as they are, for the reference on a GPU.
     """
 
@@ -79,7 +85,8 @@ def pack_bottlenecks(
         dilations: of the 3x3 of each block, >= 1.
         stride: of the first block's 3x3 and shortcut, >= 1.
         layout: see `PackedBottlenecks`; by default the one for the device of the weights, on which `bottlenecks` then
-            runs. To name "fragments", which take widths that `fragments_take` says, is to pack for another device.
+            runs. To name another is to pack for another device, or for other kernels of the same: "fragments" for what
+            `fragments_take`, "core_matrices" for what `core_matrices_take`.
     Raises: InputError on other shapes or numbers, or a layout that is not for them.
     """
     check(len(blocks) >= 1, WHERE, "blocks must be at least one, got none")
@@ -111,27 +118,29 @@ def pack_bottlenecks(
     got = f"None for {in_channels} -> {out} channels"
     check(fits, WHERE, f"projection of block 0 must be a tensor where the width changes, got {got}")
 
-    layout = default_layout(first.w1, in_channels, mid, out) if layout is None else layout
+    project = first.projection is not None
+    layout = default_layout(first.w1, in_channels, mid, out, project) if layout is None else layout
     check_choice(layout, tuple(LAYOUTS), WHERE, "layout")
     fits = layout != "fragments" or fragments_take(first.w1.dtype, in_channels, mid, out)
-    got = f"'fragments' for {first.w1.dtype}, {in_channels} -> {mid} -> {out} channels"
-    check(fits, WHERE, f"layout must be 'panels' or 'rows' for these weights, got {got}")
+    fits = fits and (layout != "core_matrices" or core_matrices_take(first.w1.dtype, in_channels, mid, out, project))
+    got = f"{layout!r} for {first.w1.dtype}, {in_channels} -> {mid} -> {out} channels"
+    check(fits, WHERE, f"layout must be another one for these weights, got {got}")
 
     matrices = {("w1", i): b.w1 for i, b in enumerate(blocks)} | {("w3", i): b.w3 for i, b in enumerate(blocks)}
     matrices |= {(tap, i): b.w2[:, :, tap // 3, tap % 3] for i, b in enumerate(blocks) for tap in range(9)}
     matrices |= {} if first.projection is None else {("projection", 0): first.projection}
-    slices = _slices(layout, in_channels, mid, out, first.projection is not None, len(blocks))
-    weights = torch.cat([LAYOUTS[layout][0](matrices[name][rows, cols]) for name, rows, cols in slices])
-    # In another shape than panels, so that no state dict of theirs is taken for one of these.
-    weights = weights.view(-1, 8) if layout == "fragments" else weights
+    slices = _slices(layout, mid, out, project, len(blocks))
+    parts = [LAYOUTS[_layout_of(name, layout)][0](matrices[name][rows, cols]) for name, rows, cols in slices]
+    # Each layout in a shape of its own, so that no state dict of one is taken for one of another.
+    weights = torch.cat(parts).view({"fragments": (-1, 8), "core_matrices": (-1, 8, 8)}.get(layout, (-1,)))
     biases = torch.cat([bias for b in blocks for bias in (b.b1, b.b2, b.b3)])
-    biases = biases.float() if biases.dtype == torch.bfloat16 or layout == "fragments" else biases
+    biases = biases.float() if biases.dtype == torch.bfloat16 or layout in FOR_KERNELS else biases
     winograd = weights.new_empty(0)
     if weights.dtype == torch.float32 and layout == "panels":
         winograd = torch.cat([winograd_panels(b.w2, 4) for b in blocks])
     return PackedBottlenecks(
         weights.detach(), biases.detach(), winograd.detach(),
-        in_channels, mid, out, first.projection is not None, stride, tuple(dilations), layout,
+        in_channels, mid, out, project, stride, tuple(dilations), layout,
     )  # fmt: skip
 
 
@@ -140,12 +149,33 @@ def fragments_take(dtype: torch.dtype, in_channels: int, mid: int, out: int) -> 
     return dtype in CUDA_DTYPES and mid in CUDA_MIDS and in_channels % FRAGMENT == out % FRAGMENT == 0
 
 
-def default_layout(weights: Tensor, in_channels: int, mid: int, out: int) -> str:
-    """The layout that `bottlenecks` wants on the device of these weights, of their dtype."""
+def core_matrices_take(dtype: torch.dtype, in_channels: int, mid: int, out: int, project: bool) -> bool:
+    """Are there CUDA kernels for warpgroups for these weights?"""
+    fits = dtype in CUDA_DTYPES and mid in WGMMA_MIDS and in_channels % mid == out % mid == 0
+    return fits and 2 * (9 * mid * mid + out * (in_channels * project + 2 * mid)) <= WGMMA_BYTES
+
+
+def default_layout(weights: Tensor, in_channels: int, mid: int, out: int, project: bool) -> str:
+    """The layout that `bottlenecks` wants on the device of these weights, of their dtype.
+
+    That of the kernels for warps, unless those for warpgroups are asked for and run: which are faster has not been
+    measured on a card yet. Raises: InputError on a wrong HRPOSE_CUDA_BOTTLENECKS.
+    """
     if not weights.is_cuda:
         return "panels"
+    wgmma = chosen_kernels() == "wgmma" and warpgroups(weights)
+    if wgmma and core_matrices_take(weights.dtype, in_channels, mid, out, project):
+        return "core_matrices"
     fits = _tensor_cores(weights) and fragments_take(weights.dtype, in_channels, mid, out)
     return "fragments" if fits else "rows"
+
+
+def chosen_kernels() -> str | None:
+    """What the environment variable HRPOSE_CUDA_BOTTLENECKS names: "mma", kernels for warps, "wgmma", those for
+    warpgroups where there are any, or None. Raises: InputError on another name."""
+    name = os.environ.get("HRPOSE_CUDA_BOTTLENECKS") or None
+    check_choice(name, (None, "mma", "wgmma"), WHERE, "HRPOSE_CUDA_BOTTLENECKS")
+    return name
 
 
 def _tensor_cores(weights: Tensor) -> bool:
@@ -153,30 +183,46 @@ def _tensor_cores(weights: Tensor) -> bool:
     return _ext.usable(weights, cuda=True) and torch.cuda.get_device_capability(weights.device) >= (8, 0)
 
 
+def warpgroups(weights: Tensor) -> bool:
+    """Do kernels of ours for warpgroups run on the card of these weights? They are code for sm_90a alone."""
+    if not weights.is_cuda or not _ext.usable(weights, cuda=True):
+        return False
+    if torch.cuda.get_device_capability(weights.device) != (9, 0):
+        return False
+    return "90a" in _ext.native().cuda_archs.split(";")
+
+
 def _slices(
-    layout: str, in_channels: int, mid: int, out: int, project: bool, blocks: int
+    layout: str, mid: int, out: int, project: bool, blocks: int
 ) -> Iterator[tuple[tuple[str | int, int], slice, slice]]:
     """What lies one after the other in packed weights: a matrix by (name, block), and its rows and columns.
 
-    "fragments": w1 of block 0; of each block the taps, then, of each 32 outputs, the projection, w3, and the columns of
-    the next block's w1 that read them. Other layouts: whole matrices, as `PackedBottlenecks` says.
+    For kernels of CUDA: w1 of block 0; of each block the taps, then, of each 32 outputs ("core_matrices": each `mid`),
+    the projection, w3, and the columns of the next block's w1 that read them. Other layouts: whole matrices, as
+    `PackedBottlenecks` says.
     """
-    every = slice(None)
-    if layout == "fragments":
+    every, streamed = slice(None), layout in FOR_KERNELS
+    step = mid if layout == "core_matrices" else 32
+    if streamed:
         yield ("w1", 0), every, every
     for block in range(blocks):
-        if layout != "fragments":
+        if not streamed:
             yield ("w1", block), every, every
         for tap in range(9):
             yield (tap, block), every, every
-        for part in [slice(i, i + 32) for i in range(0, out, 32)] if layout == "fragments" else [every]:
-            if layout == "fragments" and project and block == 0:
+        for part in [slice(i, i + step) for i in range(0, out, step)] if streamed else [every]:
+            if streamed and project and block == 0:
                 yield ("projection", 0), part, every
             yield ("w3", block), part, every
-            if layout == "fragments" and block + 1 < blocks:
+            if streamed and block + 1 < blocks:
                 yield ("w1", block + 1), every, part
-    if layout != "fragments" and project:
+    if not streamed and project:
         yield ("projection", 0), every, every
+
+
+def _layout_of(name: tuple[str | int, int], layout: str) -> str:
+    """How a matrix lies: of packed core matrices, the first w1 is for the same kernel as that of fragments."""
+    return "fragments" if layout == "core_matrices" and name == ("w1", 0) else layout
 
 
 def _matrices(
@@ -185,11 +231,11 @@ def _matrices(
     """What was packed, by (name, block)."""
     weights, begin = weights.flatten(), 0
     parts: dict[tuple[str | int, int], list[Tensor]] = {}
-    for name, rows, cols in _slices(layout, in_channels, mid, out, project, blocks):
+    for name, rows, cols in _slices(layout, mid, out, project, blocks):
         ins = {"projection": in_channels, "w1": out if name[1] else in_channels}.get(name[0], mid)
         shape = (len(range(out if name[0] in ("w3", "projection") else mid)[rows]), len(range(ins)[cols]))
         end = begin + shape[0] * shape[1]
-        parts.setdefault(name, []).append(LAYOUTS[layout][1](weights[begin:end], *shape))
+        parts.setdefault(name, []).append(LAYOUTS[_layout_of(name, layout)][1](weights[begin:end], *shape))
         begin = end
     return {name: torch.cat(part, 1 if name[0] == "w1" else 0) for name, part in parts.items()}
 
@@ -224,11 +270,11 @@ def bottlenecks(x: Tensor, packed: PackedBottlenecks) -> Tensor:
             return y
     x = checked_maps(x, packed.in_channels, packed.weights, WHERE)
     if (packed.layout == "panels") != x.is_cpu and (x.is_cpu or x.is_cuda):
-        wanted = "'panels'" if x.is_cpu else "'fragments' or 'rows'"
+        wanted = "'panels'" if x.is_cpu else "'fragments', 'core_matrices' or 'rows'"
         got = f"{packed.layout!r}: pack them for this device"
         check(False, WHERE, f"layout of weights on {x.device.type} must be {wanted}, got {got}")
     wants_grad = torch.is_grad_enabled() and x.requires_grad
-    kernel = packed.layout == "fragments" if x.is_cuda else kernel_takes(x)
+    kernel = packed.layout in FOR_KERNELS if x.is_cuda else kernel_takes(x)
     if not kernel or wants_grad:
         return _reference(x, *packed)
     run = _launch if x.is_cpu and _ext.unobserved(x) else torch.ops.hrpose.bottlenecks
@@ -302,11 +348,12 @@ def _bottlenecks_cuda(
     result = _bottlenecks_fake(x, *arguments)
     if not result.numel():
         return result
-    if layout != "fragments" or not _tensor_cores(x):
+    wgmma = layout == "core_matrices"
+    if layout not in FOR_KERNELS or not (warpgroups(x) if wgmma else _tensor_cores(x)):
         return _reference(x, *arguments)
     x = x.contiguous(memory_format=torch.channels_last)
     x, weights, biases = (_aligned(t) for t in (x, weights.contiguous(), biases.contiguous()))
-    sizes = (n, h, w, in_channels, mid, out, stride, project, _ext.CUDA_TYPES[x.dtype])
+    sizes = (n, h, w, in_channels, mid, out, stride, project, wgmma, _ext.CUDA_TYPES[x.dtype])
     with _ext.current_stream(x) as stream:
         room = _ext.native().bottlenecks_workspace_cuda(list(dilations), *sizes)
         if room < 0:

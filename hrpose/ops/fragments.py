@@ -1,4 +1,9 @@
-"""How weights lie in memory for the CUDA kernels: what one lane of a warp multiplies, side by side."""
+"""How weights lie in memory for the CUDA kernels: side by side what one lane of a warp multiplies, or what the tensor
+cores of a warpgroup read from shared memory.
+
+In both, 32 channels stand in an order in which the lane that loads eight of them in a row also sums eight in a row: of
+channels 8 j + 2 i + k, k fastest, then j, then i.
+"""
 
 from torch import Tensor
 
@@ -20,3 +25,21 @@ def from_fragments(fragments: Tensor, outputs: int, inputs: int) -> Tensor:
     """What `to_fragments` was given."""
     axes = fragments.reshape(inputs // 32, outputs // 32, 4, 4, 2, 4, 8)
     return axes.permute(1, 3, 2, 4, 0, 5, 6).reshape(outputs, inputs)
+
+
+def to_core_matrices(matrix: Tensor) -> Tensor:
+    """(outputs, inputs) -> [inputs / 8][outputs / 8][8 outputs][8 inputs], flat: core matrices of wgmma, whose outputs
+    and inputs are both in the order above.
+
+    Row c of core matrix i of four has output 8 (c // 2) + 2 i + c % 2 of its 32; column c of core matrix i of four has
+    input 8 (c // 2) + 2 i + c % 2, words i of what lanes t = c // 2 load.
+    """
+    outputs, inputs = matrix.shape
+    axes = matrix.reshape(outputs // 32, 4, 4, 2, inputs // 32, 4, 4, 2)  # both as 8 j + 2 i + k
+    return axes.permute(4, 6, 0, 2, 1, 3, 5, 7).flatten()
+
+
+def from_core_matrices(values: Tensor, outputs: int, inputs: int) -> Tensor:
+    """What `to_core_matrices` was given."""
+    axes = values.reshape(inputs // 32, 4, outputs // 32, 4, 4, 2, 4, 2)
+    return axes.permute(2, 4, 3, 5, 0, 6, 1, 7).reshape(outputs, inputs)

@@ -129,6 +129,33 @@ def test_without_the_extra_everything_else_is_timed(not_compiled, monkeypatch):
     assert [c.name for c in network.contenders] == ["hrpose.optimize", "torch.compile", "eager"]
 
 
+@torch.no_grad()
+def test_kernels_for_warpgroups_compete_where_they_run(not_compiled, monkeypatch):
+    """A stand-in says that they do, and another stands in for them: right, then wrong, which leaves the others."""
+    from_blocks, asked = FusedBottlenecks.from_blocks, []
+
+    def stand_in(blocks, dtype, layout=None):
+        asked.append(layout)
+        ours = from_blocks(blocks, dtype)
+        return (lambda x: ours(x) + wrong) if layout else ours
+
+    monkeypatch.delenv("HRPOSE_CUDA_BOTTLENECKS", raising=False)
+    monkeypatch.setattr(FusedBottlenecks, "from_blocks", stand_in)
+    monkeypatch.setattr(bottlenecks, "warpgroups", lambda x: True)
+    monkeypatch.setattr(bottlenecks, "captured", lambda call: call)
+    name, wrong = bottlenecks.WARPGROUPS, 0
+    case = bottlenecks.bottlenecks_case(None, 32, 1, (12, 8), "bf16", SETTINGS)
+    check_results(case)
+    assert [c.name for c in case.contenders if c.kind == OURS] == ["hrpose", name] and asked == [None, "core_matrices"]
+    wrong = 1
+    case = bottlenecks.bottlenecks_case(None, 32, 1, (12, 8), "bf16", SETTINGS)
+    assert [c.name for c in case.contenders if c.kind == OURS] == ["hrpose"] and "is off by" in case.absent[name]
+    for other in ("mma", "wgmma"):  # what was asked for is "hrpose"
+        monkeypatch.setenv("HRPOSE_CUDA_BOTTLENECKS", other)
+        case = bottlenecks.bottlenecks_case(None, 32, 1, (12, 8), "bf16", SETTINGS)
+        assert name not in case.absent and name not in [c.name for c in case.contenders]
+
+
 def test_work_is_counted_as_written_out(not_compiled):
     """The dilation pyramid of 32 channels: six times 1x1, 3x3 and 1x1; decode reads two maps per joint."""
     with torch.no_grad():

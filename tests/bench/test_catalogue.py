@@ -56,11 +56,22 @@ def test_batches_and_dtypes():
         ((["decode"], None, ["fp8"]), "dtype must be 'fp32' or 'bf16', got 'fp8'"),
         ((["decode"], [0]), "batch must be an integer >= 1, got 0"),
         ((["decode"], None, ["bf16"]), "dtype must be one that decode has rows in, got bf16"),
+        ((["decode"], [1], None, ["32x24"]), r"--only must be part of a shape \(1x17x64x48, .*\), got 32x24"),
     ],
 )  # fmt: skip
 def test_mistakes(arguments, message):
     with pytest.raises(InputError, match=f"^bench: .*{message}"):
         select(*arguments)
+
+
+def test_shapes_are_chosen_by_a_part_of_them():
+    plans = select(["bottlenecks"], [1, 32], ["bf16"], ["x32x24"])
+    assert [plan.shape for plan in plans] == [f"DPM C={c}, {n}x32x24" for c in (64, 32) for n in (1, 32)]
+    both = ["conv1", "C=32, 8x64"]
+    assert [plan.shape for plan in select(["bottlenecks"], [8], ["bf16"], both)] == [
+        "DPM C=32, 8x64x48",
+        "DPN conv1, 8x64x48",
+    ]
 
 
 def test_what_is_left_out_is_counted():

@@ -145,10 +145,29 @@ def test_a_wrong_row_ends_with_code_1_after_all_rows(not_compiled, quick_peaks, 
     assert "hrpose is off by" in first["error"] and first["entries"] == [] and second["error"] is None
 
 
+def test_a_run_that_is_stopped_keeps_its_rows(not_compiled, quick_peaks, monkeypatch, tmp_path):
+    def stop(row):
+        if row.shape.startswith("2x"):
+            raise KeyboardInterrupt
+        return row.shape
+
+    monkeypatch.setattr("hrpose.cli.bench.format_row", stop)
+    command = ["bench", "decode", "--batch", "1", "--batch", "2", "--seconds", "0.01", "--json", f"{tmp_path}/out.json"]
+    assert main(command) != 0
+    assert [row["shape"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["1x17x64x48, flip"]
+
+
+def test_only_some_shapes(not_compiled, quick_peaks, capsys):
+    main(["bench", "decode", "--batch", "1", "--batch", "3", "--seconds", "0.01", "--only", "3x17"])
+    said = capsys.readouterr().out
+    assert "3x17x64x48, flip" in said and "1x17x64x48, flip" not in said
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["decod"], "did you mean 'decode'"),
+        (["decode", "--only", "32x24"], "--only must be part of a shape (1x17x64x48, flip; "),
         (["--threads", "0"], "--threads: must be >= 1, got 0"),
         (["--seconds", "0"], "--seconds: must be a number > 0, got 0.0"),
         (["--seconds", "nan"], "--seconds: must be a number > 0, got nan"),

@@ -38,6 +38,10 @@ class Emulated:
         configure = self.library.simt_configure
         configure(ctypes.c_char_p(schedule.encode()), ctypes.c_uint64(seed), ctypes.c_int(multiprocessors))
 
+    def release(self) -> None:
+        """Give back memory that the next call takes anew."""
+        self.library.simt_release()
+
     def __call__(self, name: str, *arguments: object) -> None:
         """Tensors and None go as pointers, integers and booleans as int64_t, floats as double, lists as arrays of
         pointers or int64_t. Raises: EmulationError with the launcher's message."""
@@ -94,6 +98,8 @@ def emulate(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ca
             unit.write_text(text)
             done = subprocess.run([*compiler, str(unit), "-o", str(library)], capture_output=True, text=True)
             assert done.returncode == 0 and not done.stderr, done.stderr
+            for other in built.values():
+                other.release()
             built[key] = Emulated(library)
         return built[key]
 

@@ -136,6 +136,7 @@ struct Warp {
 struct Shared {
   const void *key;
   void *memory;
+  size_t bytes;
 };
 
 struct Machine {
@@ -155,6 +156,8 @@ struct Machine {
   unsigned threads, alive, at_barrier;
   uint64_t barrier;
   int barrier_line;
+  uint64_t blocks = 0;               // that have been started
+  void (*at_block_end)() = nullptr; // called once all threads have left
 } inline machine;
 
 // ---- fibers ----------------------------------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ inline void *shared_memory(const void *key, size_t bytes) {
   if (posix_memalign(&memory, 128, bytes ? bytes : 1))
     fail("no memory");
   memset(memory, 0xff, bytes); // NaN in every type
-  machine.shared.push_back({key, memory});
+  machine.shared.push_back({key, memory, bytes});
   return memory;
 }
 
@@ -307,6 +310,7 @@ inline void report_deadlock() {
 }
 
 inline void run_block(size_t shared_bytes, uint64_t &state) {
+  ++machine.blocks, machine.at_block_end = nullptr;
   machine.threads = machine.alive = blockDim.x * blockDim.y * blockDim.z;
   machine.at_barrier = 0, machine.barrier = 0;
   machine.warps.clear();
@@ -336,6 +340,8 @@ inline void run_block(size_t shared_bytes, uint64_t &state) {
       report_deadlock();
     arrange(order, state);
   }
+  if (machine.at_block_end && machine.error.empty())
+    machine.at_block_end();
   for (const Shared &one : machine.shared)
     free(one.memory);
   machine.shared.clear();
@@ -627,6 +633,15 @@ template <bool transposed = false> void load_matrices(uint32_t (&v)[4], const vo
 }
 
 } // namespace hrpose::cuda
+
+// Gives back the threads' stacks until the next launch: a process may have 65530 mappings, and each stack is two.
+extern "C" __attribute__((used, visibility("default"))) inline void simt_release() {
+  for (const auto &fiber : simt::machine.fibers)
+    if (fiber->stack) {
+      munmap(fiber->stack - simt::kPage, simt::kPage + simt::kStack);
+      fiber->stack = nullptr;
+    }
+}
 
 // schedule: forward, reverse or shuffled. multiprocessors: what device_attribute says of the card.
 extern "C" __attribute__((used, visibility("default"))) inline void simt_configure(const char *schedule, uint64_t seed, int multiprocessors) {

@@ -1,5 +1,7 @@
-"""csrc/cuda/bottlenecks.h, emulated, against float64 with the roundings of the kernel, and against the reference."""
+"""csrc/cuda/bottlenecks.h and bottlenecks_wgmma.h, emulated, against float64 with the roundings of the kernels, and
+against the reference."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hrpose.ops import BottleneckWeights, bottlenecks_reference, pack_bottlenecks
+from hrpose.ops.bottlenecks import core_matrices_take
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 SHIM = """
@@ -17,23 +20,34 @@ extern "C" const char *chain(const void *x, void *out, const void *weights, cons
                              int64_t mid, int64_t out_channels, int64_t blocks, int64_t stride, int64_t project,
                              int64_t multiprocessors, int64_t shared_bytes) {
   const BottlenecksArgs args = {x, out, weights, biases, dilations, workspace, n, h, w, in, mid, out_channels, blocks,
-                                stride, project != 0, Type::bfloat16};
+                                stride, project != 0, false, Type::bfloat16};
   const Card card = {int(multiprocessors), int(shared_bytes)};
-  if (!Layout<WIDTH>{args}.fits(card))
-    return "does not fit";
-  return RUN;
+  const Layout<WIDTH> layout{args};
+  return FITS ? RUN : "does not fit";
 }
 """
-BOTH_SIZES, SMALL_ONLY = (
-    "run_bottlenecks<TYPE, WIDTH>(args, card, nullptr)",
-    "run_chain<TYPE, WIDTH, 1>({args}, card, nullptr)",
+# What runs a chain: kernels for warps with operands of both sizes, and of one; kernels for warpgroups.
+MMA, SMALL_ONLY, WGMMA = (
+    ("run_bottlenecks<TYPE, WIDTH>(args, card, nullptr)", "layout.fits(card)"),
+    ("run_chain<TYPE, WIDTH, 1>(layout, card, nullptr)", "layout.fits(card)"),
+    ("run_bottlenecks_wgmma<TYPE, WIDTH>(args, card, nullptr)", "wgmma_fits(layout, card)"),
 )
+LAYOUTS = {MMA: "fragments", SMALL_ONLY: "fragments", WGMMA: "core_matrices"}
 TYPES = {torch.bfloat16: "BFloat16", torch.float16: "Half"}
 PYRAMID = (32, 16, 8, 4, 2, 1)
 H100, SMALL = 227 << 10, 99 << 10  # bytes of shared memory: with 99 KB the weights of C = 64 pass through the ring
 POSTS = 4096  # values around what is written, more than a row of the planted bugs' maps
 # Rounding to 8 or 11 bits; now and then the order of a float32 sum decides which way, and six blocks carry it on.
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def header(wgmma, edits=()):
+    """The text of bottlenecks.h, perhaps followed by that of bottlenecks_wgmma.h; `edits` are of the last one."""
+    *before, text = [(CUDA / name).read_text() for name in ["bottlenecks.h"] + ["bottlenecks_wgmma.h"] * wgmma]
+    for old, new in edits:
+        assert text.count(old) == 1, f"{text.count(old)} places to edit: {old}"
+        text = text.replace(old, new)
+    return "".join([*before, text]).replace("#pragma once", "").replace('#include "bottlenecks.h"', "")
 
 
 def random_blocks(rng, dtype, in_channels, mid, out, count, project):
@@ -53,14 +67,15 @@ def random_blocks(rng, dtype, in_channels, mid, out, count, project):
 
 @pytest.fixture(scope="module")
 def kernels(emulate):
-    """kernels(dtype, mid, edits, call) compiles the kernels of one type and width."""
+    """kernels(dtype, mid, edits, design) compiles the kernels of one type and width."""
 
-    def kernels(dtype, mid, edits=(), call=BOTH_SIZES):
-        header = (CUDA / "bottlenecks.h").read_text().replace("#pragma once", "")
-        shim = SHIM.replace("RUN", call).replace("TYPE", TYPES[dtype]).replace("WIDTH", str(mid))
-        define = f"run_bottlenecks<{TYPES[dtype]}, {mid}>(const BottlenecksArgs &, const Card &, Stream);"
-        define = f"\nnamespace hrpose::cuda {{\ntemplate const char *{define}\n}}\n" if call == BOTH_SIZES else ""
-        return emulate(header + define, shim, edits)
+    def kernels(dtype, mid, edits=(), design=MMA):
+        call, fits = design
+        shim = SHIM.replace("RUN", call).replace("FITS", fits).replace("TYPE", TYPES[dtype]).replace("WIDTH", str(mid))
+        function = f"{call.split('<')[0]}<{TYPES[dtype]}, {mid}>"
+        define = f"template const char *{function}(const BottlenecksArgs &, const Card &, Stream);"
+        define = f"\nnamespace hrpose::cuda {{\n{define}\n}}\n" if design != SMALL_ONLY else ""
+        return emulate(header(wgmma=design == WGMMA, edits=edits) + define, shim)
 
     return kernels
 
@@ -112,12 +127,12 @@ def rms(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
-def data(rng, dtype, maps, widths, dilations, stride=1, project=None):
+def data(rng, dtype, maps, widths, dilations, stride=1, project=None, design=MMA):
     n, h, w = maps
     project = widths[0] != widths[2] or stride != 1 if project is None else project
     blocks = random_blocks(rng, dtype, *widths, len(dilations), project)
     x = torch.from_numpy(rng.normal(size=(n, widths[0], h, w))).relu().to(dtype)
-    return x, blocks, pack_bottlenecks(blocks, dilations, stride, "fragments")
+    return x, blocks, pack_bottlenecks(blocks, dilations, stride, LAYOUTS[design])
 
 
 BF16, HALF = TYPES
@@ -143,20 +158,50 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES + [pytest.param(case, marks=pytest.mark.slow) for case in LONG], ids=str)
-def test_equals_float64(kernels, run, rng, case):
+WARPGROUPS = [
+    (BF16, (1, 8, 17), (64, 64, 64), (2, 1), 1, 132, H100),
+    (
+        BF16,
+        (2, 13, 9),
+        (64, 32, 128),
+        (4, 1),
+        2,
+        1,
+        H100,
+    ),  # a projection; many tiles for a warpgroup, rows beyond the map
+    (HALF, (1, 1, 1), (96, 32, 96), (1,), 1, 132, H100),
+]
+LONG_WARPGROUPS = [
+    (BF16, (1, 32, 24), (256, 64, 256), PYRAMID, 1, 132, H100),
+    (HALF, (2, 32, 24), (256, 64, 256), PYRAMID[::-1], 1, 2, H100),
+    (BF16, (3, 32, 24), (128, 32, 128), PYRAMID, 1, 3, H100),
+    (HALF, (1, 17, 11), (256, 64, 256), (3, 5, 9), 1, 1, H100),
+    (BF16, (1, 16, 12), (64, 64, 256), (1, 1, 1), 1, 3, H100),
+    (HALF, (1, 19, 10), (128, 64, 256), (2, 1), 3, 1, H100),  # a projection of 128 inputs, in two pieces
+]
+EVERY = [(MMA, case) for case in CASES] + [(WGMMA, case) for case in WARPGROUPS]
+EVERY += [pytest.param(MMA, case, marks=pytest.mark.slow) for case in LONG]
+EVERY += [pytest.param(WGMMA, case, marks=pytest.mark.slow) for case in LONG_WARPGROUPS]
+
+
+def name_of(value):
+    return LAYOUTS.get(value) or str(value)
+
+
+@pytest.mark.parametrize(("design", "case"), EVERY, ids=name_of)
+def test_equals_float64(kernels, run, rng, design, case):
     dtype, maps, widths, dilations, stride, *card = case
-    x, blocks, packed = data(rng, dtype, maps, widths, dilations, stride)
-    got = run(kernels(dtype, widths[1]), x, packed, *card)
+    x, blocks, packed = data(rng, dtype, maps, widths, dilations, stride, design=design)
+    got = run(kernels(dtype, widths[1], design=design), x, packed, *card)
     assert rms(got, exact(x, blocks, dilations, stride)) < TOLERANCE[dtype]
     truth = exact(x, blocks, dilations, stride, rounded=False)
     assert rms(got, truth) < 1.05 * rms(bottlenecks_reference(x, packed), truth) + 0.01 / truth.numel() ** 0.5
 
 
-@pytest.mark.parametrize("mid", [32, 64])
-def test_a_stride_without_a_projection(kernels, run, rng, mid):
-    x, blocks, packed = data(rng, BF16, (2, 9, 10), (96, mid, 96), (2, 1), 2, project=False)
-    got = run(kernels(BF16, mid), x, packed, 3, H100)
+@pytest.mark.parametrize(("design", "mid"), [(MMA, 32), (MMA, 64), (WGMMA, 32)], ids=name_of)
+def test_a_stride_without_a_projection(kernels, run, rng, design, mid):
+    x, blocks, packed = data(rng, BF16, (2, 9, 10), (96, mid, 96), (2, 1), 2, project=False, design=design)
+    got = run(kernels(BF16, mid, design=design), x, packed, 3, H100)
     y = exact(x, blocks[:1], (2,))[:, :, ::2, ::2].to(BF16)
     assert rms(got, exact(y, blocks[1:], (1,))) < TOLERANCE[BF16]
 
@@ -173,20 +218,34 @@ def test_schedules_change_nothing(kernels, run, rng):
     assert all(torch.equal(result, results[0]) for result in results) and not results[0].isnan().any()
 
 
-def test_taps_outside_the_map_are_not_read(kernels, run, rng):
+@pytest.mark.parametrize("mid", [32, pytest.param(64, marks=pytest.mark.slow)])
+def test_schedules_change_nothing_for_warpgroups(kernels, run, rng, mid):
+    """The next block is the next kernel's, too: few warpgroups with a tile, and many tiles for each."""
+    x, _, packed = data(rng, BF16, (2, 17, 10), (2 * mid, mid, 2 * mid), (3, 1), design=WGMMA)
+    emulated, results = kernels(BF16, mid, design=WGMMA), []
+    for schedule, multiprocessors in (("forward", 132), ("reverse", 132), ("shuffled", 132), ("shuffled", 1)):
+        emulated.configure(schedule, seed=3)
+        results.append(run(emulated, x, packed, multiprocessors))
+    emulated.configure()
+    assert all(torch.equal(result, results[0]) for result in results) and not results[0].isnan().any()
+
+
+@pytest.mark.parametrize("design", [MMA, WGMMA], ids=name_of)
+def test_taps_outside_the_map_are_not_read(kernels, run, rng, design):
     """With d beyond the map only the centre tap counts: the others may be NaN, and a lone pixel's NaN stays alone."""
-    x, (block,), packed = data(rng, BF16, (2, 6, 5), (32, 32, 32), (6,))
+    x, (block,), packed = data(rng, BF16, (2, 6, 5), (32, 32, 32), (6,), design=design)
     w2 = torch.full_like(block.w2, torch.nan)
     w2[:, :, 1, 1] = block.w2[:, :, 1, 1]
-    poisoned = pack_bottlenecks([block._replace(w2=w2)], [6], 1, "fragments")
-    emulated = kernels(BF16, 32)
+    poisoned = pack_bottlenecks([block._replace(w2=w2)], [6], 1, LAYOUTS[design])
+    emulated = kernels(BF16, 32, design=design)
     want = run(emulated, x, packed)
     assert torch.equal(run(emulated, x, poisoned), want) and not want.isnan().any()
     x[1, :, 2, 3] = torch.nan
     assert run(emulated, x, poisoned).isnan().any(1).nonzero().tolist() == [[1, 2, 3]]
 
 
-def test_exact_products(kernels, run):
+@pytest.mark.parametrize("design", [MMA, WGMMA], ids=name_of)
+def test_exact_products(kernels, run, design):
     """Identities, one tap of the 3x3, whole numbers: every product is exact, so a misplaced channel shows."""
     channels = 64
     zero, eye = torch.zeros(channels, dtype=BF16), torch.eye(channels, dtype=BF16)
@@ -196,14 +255,16 @@ def test_exact_products(kernels, run):
     x = (torch.arange(channels * 6 * 35) % 11).to(BF16).view(1, channels, 6, 35)
     shifted = torch.zeros_like(x)
     shifted[:, :, 1:, :-1] = x[:, :, :-1, 1:].roll(1, 1)
-    packed = pack_bottlenecks([block], [1], 1, "fragments")
-    assert torch.equal(run(kernels(BF16, channels), x, packed), x + 3 * (shifted + 1).roll(-2, 1) + 2)
+    packed = pack_bottlenecks([block], [1], 1, LAYOUTS[design])
+    got = run(kernels(BF16, channels, design=design), x, packed)
+    assert torch.equal(got, x + 3 * (shifted + 1).roll(-2, 1) + 2)
 
 
-def test_infinities_and_nan_are_those_of_the_reference(kernels, run, rng):
-    x, _, packed = data(rng, BF16, (1, 7, 9), (128, 32, 128), (2, 1))
+@pytest.mark.parametrize("design", [MMA, WGMMA], ids=name_of)
+def test_infinities_and_nan_are_those_of_the_reference(kernels, run, rng, design):
+    x, _, packed = data(rng, BF16, (1, 7, 9), (128, 32, 128), (2, 1), design=design)
     x[0, 5, 3, 4], x[0, 7, 0, 0] = torch.inf, torch.nan
-    got, want = run(kernels(BF16, 32), x, packed), bottlenecks_reference(x, packed)
+    got, want = run(kernels(BF16, 32, design=design), x, packed), bottlenecks_reference(x, packed)
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
 
 
@@ -211,13 +272,14 @@ DISPATCH = """
 using namespace hrpose::cuda;
 static const BottlenecksArgs *only_sizes(const int64_t *v, int64_t type) {
   static BottlenecksArgs args;
-  args = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   v[0],      v[1],
-          v[2],    v[3],    v[4],    v[5],    v[6],    v[7],      v[8] != 0, Type(type)};
+  args = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   v[0],      v[1],      v[2],
+          v[3],    v[4],    v[5],    v[6],    v[7],    v[8] != 0, v[9] != 0, Type(type)};
   return &args;
 }
 extern "C" {
 const char *workspace(int64_t *bytes, int64_t capability, int64_t shared_bytes, const int64_t *sizes) {
-  simt::machine.attributes[cudaDevAttrComputeCapabilityMajor] = int(capability);
+  simt::machine.attributes[cudaDevAttrComputeCapabilityMajor] = int(capability / 10);
+  simt::machine.attributes[cudaDevAttrComputeCapabilityMinor] = int(capability % 10);
   simt::machine.attributes[cudaDevAttrMaxSharedMemoryPerBlockOptin] = int(shared_bytes);
   return bottlenecks_workspace(*only_sizes(sizes, 1), bytes);
 }
@@ -228,38 +290,64 @@ const char *which(const int64_t *sizes, int64_t type) { return bottlenecks_fwd(*
 
 def test_what_the_launcher_takes(emulate, emulation_error):
     """csrc/cuda/bottlenecks.cu alone: its kernels are stand-ins that say which they are."""
-    header = (CUDA / "bottlenecks.h").read_text().replace("#pragma once", "").split("// Each width has a file")[0]
     stand_ins = [
-        f"template <> const char *run_bottlenecks<{kind}, {mid}>(const BottlenecksArgs &, const Card &, Stream) "
-        f'{{ return "{kind} of {mid}"; }}\n'
+        f"template <> const char *{run}<{kind}, {mid}>(const BottlenecksArgs &, const Card &, Stream) "
+        f'{{ return "{run} {kind} of {mid}"; }}\n'
+        for run, mids in (("run_bottlenecks", (32, 64, 128)), ("run_bottlenecks_wgmma", (32, 64)))
         for kind in TYPES.values()
-        for mid in (32, 64, 128)
+        for mid in mids
     ]
-    source = (CUDA / "bottlenecks.cu").read_text().replace('#include "bottlenecks.h"', "")
-    launcher = emulate("".join([header, *stand_ins, "\n}\n", source]), DISPATCH)
+    source = (CUDA / "bottlenecks.cu").read_text().replace('#include "bottlenecks_wgmma.h"', "")
+    text = re.sub("extern template .*\n", "", header(wgmma=True))
+    launcher = emulate("".join([text, "\nnamespace hrpose::cuda {\n", *stand_ins, "\n}\n", source]), DISPATCH)
 
-    def workspace(n, h, w, ins, mid, out, blocks=1, stride=1, project=False, capability=9, shared_bytes=H100):
+    def workspace(
+        n, h, w, ins, mid, out, blocks=1, stride=1, project=False, wgmma=False, capability=90, shared_bytes=H100
+    ):
         answer = torch.zeros(1, dtype=torch.int64)
-        sizes = [n, h, w, ins, mid, out, blocks, stride, project]
+        sizes = [n, h, w, ins, mid, out, blocks, stride, project, wgmma]
         launcher("workspace", answer, capability, shared_bytes, sizes)
         return int(answer)
 
     assert workspace(3, 9, 7, 64, 32, 64) == 3 * 9 * 7 * 32 * 2
     assert workspace(3, 9, 7, 64, 64, 256, 2, 2, True) == 3 * (9 * 7 + 5 * 4) * 64 * 2
-    assert workspace(1, 1, 1, 256, 128, 512, 4, 2, True, 8, SMALL) > 0
-    assert workspace(1, 1, 1, 64, 64, 256, capability=7) == -1
+    assert workspace(1, 1, 1, 256, 128, 512, 4, 2, True, capability=86, shared_bytes=SMALL) > 0
+    assert workspace(1, 1, 1, 64, 64, 256, capability=75) == -1
     assert workspace(1, 1, 1, 64, 48, 256) == workspace(1, 1, 1, 80, 64, 256) == workspace(1, 1, 1, 64, 64, 80) == -1
     assert workspace(1, 1, 1, 512, 128, 512, shared_bytes=SMALL) == -1 != workspace(1, 1, 1, 512, 128, 512)
     # 146 KB of weights for a step, and C = 32 has no ring
     assert workspace(1, 1, 1, 1024, 32, 1024, 2, shared_bytes=SMALL) == -1 != workspace(1, 1, 1, 1024, 32, 1024, 2)
     assert workspace(1 << 20, 32, 32, 64, 64, 64) > 0 > workspace((1 << 20) + 1, 32, 32, 64, 64, 64)
     assert workspace(1, 1 << 12, 1 << 12, 64, 64, 64) > 0 > workspace(1, 1 << 12, (1 << 12) + 1, 64, 64, 64)
+    pyramid = (1, 32, 24, 256, 64, 256, 6)
+    assert workspace(*pyramid, wgmma=True) == workspace(*pyramid) == 2 * 32 * 24 * 64 * 2
+    for capability in (80, 89, 100, 120):  # sm_90a is for 9.0 alone
+        assert (
+            workspace(*pyramid, wgmma=True, capability=capability) == -1 != workspace(*pyramid, capability=capability)
+        )
+    assert workspace(*pyramid, wgmma=True, shared_bytes=SMALL) == -1 != workspace(*pyramid, shared_bytes=SMALL)
+    assert workspace(1, 1, 1, 96, 64, 256, 2, 1, True, wgmma=True) == -1 != workspace(1, 1, 1, 96, 64, 256, 2, 1, True)
+    assert workspace(1, 1, 1, 256, 128, 512, wgmma=True) == -1
+    assert workspace(1, 1, 1, 256, 64, 256, 2, 2, True, wgmma=True) == -1  # 264 KB of weights
     for type_number, kind in ((1, "BFloat16"), (2, "Half")):
         for mid in (32, 64, 128):
-            with pytest.raises(emulation_error, match=f"^{kind} of {mid}$"):
-                launcher("which", [1, 1, 1, 64, mid, 64, 1, 1, 0], type_number)
-    with pytest.raises(emulation_error, match=r"^bottlenecks: no kernel for these sizes$"):
-        launcher("which", [1, 1, 1, 64, 96, 64, 1, 1, 0], 1)
+            with pytest.raises(emulation_error, match=f"^run_bottlenecks {kind} of {mid}$"):
+                launcher("which", [1, 1, 1, 64, mid, 64, 1, 1, 0, 0], type_number)
+        for mid in (32, 64):
+            with pytest.raises(emulation_error, match=f"^run_bottlenecks_wgmma {kind} of {mid}$"):
+                launcher("which", [1, 1, 1, 64, mid, 64, 1, 1, 0, 1], type_number)
+    for mid, wgmma in ((96, 0), (128, 1)):
+        with pytest.raises(emulation_error, match=r"^bottlenecks: no kernel for these sizes$"):
+            launcher("which", [1, 1, 1, 64, mid, 64, 1, 1, 0, wgmma], 1)
+
+
+def test_what_is_packed_fits(rng):
+    """The rule of `core_matrices_take` is that of the launcher, for every width up to what either refuses."""
+    for mid in (32, 64):
+        for ins, out, project in ((mid, 8 * mid, True), (4 * mid, 4 * mid, False), (64, 4 * mid, True)):
+            packed_bytes = 2 * (9 * mid * mid + out * (ins * project + 2 * mid))
+            others = 4 * (out + 2 * mid) + 8 * (9 + out // mid)
+            assert not core_matrices_take(BF16, ins, mid, out, project) or packed_bytes + others <= H100
 
 
 # Texts of bottlenecks.h and what takes their place.
@@ -268,7 +356,7 @@ MUTANTS = {
     "no barrier after the weights": ("  __syncthreads();\n  // The next kernel's", "  // The next kernel's"),
 }
 LONG_MUTANTS = {
-    "a tap is left out": ("last * s + (k - 1) * d >= 0", "last * s + (k - 1) * d > 0"),
+    "a tap is left out": ("last * p.stride + (k - 1) * p.dilation >= 0", "last * p.stride + (k - 1) * p.dilation > 0"),
     "a column too many": ("unsigned(column) < unsigned(p.in_w)", "unsigned(column) <= unsigned(p.in_w)"),
     "padding is not zero": ("mask[r] = valid ? p.ones : 0;", "mask[r] = p.ones;"),
     "no copy is waited for": ("    commit_copies();\n    wait_copies<0>();\n  }", "    commit_copies();\n  }"),
@@ -286,22 +374,66 @@ RING_MUTANTS = {
     "groups are not counted": ("    commit_copies(); // empty", "    if (ahead) commit_copies(); // empty"),
     "a warp without a tile leaves": ("if (resident && !active)", "if (!active)"),
 }
+WGMMA_MUTANTS = {
+    "offsets change places": (
+        "descriptor(matrix, kNextInputs, kNextOutputs)",
+        "descriptor(matrix, kNextOutputs, kNextInputs)",
+    ),
+    "products are not waited for": ("  wait_products<0>();\n", ""),
+}
+LONG_WGMMA_MUTANTS = {
+    "a tap is not waited for": ("        wait_for(taps[tap]);\n        multiply", "        multiply"),
+    "no barrier": ("    b2[i] = p.biases[i];\n  __syncthreads();", "    b2[i] = p.biases[i];"),
+    "a block leaves before its copies have come": (
+        "  if (threadIdx.x == 0)\n    for (int tap = 0; tap < 9; ++tap)",
+        "  if (false)\n    for (int tap = 0; tap < 9; ++tap)",
+    ),
+    "one group may be open": ("wait_products<0>();", "wait_products<1>();"),
+    "no fence": ("  fence_products();\n", ""),
+    "arrivals are not announced": ("    announce();\n", ""),
+    "a part is not waited for": ("        wait_for(arrivals[part]);\n", ""),
+    "the next outputs are too near": ("kNextOutputs = 128", "kNextOutputs = 64"),
+    "the next inputs are too far": ("kNextInputs = 16 * C", "kNextInputs = 32 * C"),
+    "a step of 8 inputs": ("i * 2 * kNextInputs", "i * kNextInputs"),
+    "taps of the warp, not of the tile": (
+        "taps_inside(p, tile_y0, min(tile_y0 + 8, p.h) - 1",
+        "taps_inside(p, y0, min(y0 + 2, p.h) - 1",
+    ),
+    "a row too many": ("first_row + r * s) < unsigned(p.in_h)", "first_row + r * s) <= unsigned(p.in_h)"),
+    "a row beyond the map": ("x < p.w && y0 + 1 < p.h", "x < p.w && y0 < p.h"),
+    "padding is not zero": ("mask[r] = valid ? p.ones : 0;", "mask[r] = p.ones;"),
+    "another bias": ("begin(next, next_b1, t);", "begin(next, b2, t);"),
+    "w1 in place of w3": (
+        "multiply_matrix<T, C>(sums[0], z, matrix);",
+        "multiply_matrix<T, C>(sums[0], z, matrix + kMatrixBytes<C>);",
+    ),
+    "operands change while they are read": (
+        "  commit_products();\n",
+        "  commit_products();\n  a[0].words[0][0][0] = 0;\n",
+    ),
+}
 SPOILT = [("resident", *edit) for edit in MUTANTS.items()]
 SPOILT += [pytest.param("resident", *edit, marks=pytest.mark.slow) for edit in LONG_MUTANTS.items()]
 SPOILT += [pytest.param("ring", *edit, marks=pytest.mark.slow) for edit in RING_MUTANTS.items()]
+SPOILT += [("warpgroups", *edit) for edit in WGMMA_MUTANTS.items()]
+SPOILT += [pytest.param("warpgroups", *edit, marks=pytest.mark.slow) for edit in LONG_WGMMA_MUTANTS.items()]
 
 
 @pytest.mark.parametrize(("weights", "name", "edit"), SPOILT, ids=lambda v: v if isinstance(v, str) else "")
 def test_planted_bugs_are_seen(kernels, run, rng, emulation_error, weights, name, edit):
-    mid, shared_bytes = (32, H100) if weights == "resident" else (64, 64 << 10)
-    spoilt = kernels(BF16, mid, [edit], SMALL_ONLY)
+    mid, shared_bytes = (64, 64 << 10) if weights == "ring" else (32, H100)
+    design = WGMMA if weights == "warpgroups" else SMALL_ONLY
+    spoilt = kernels(BF16, mid, [edit], design)
     seen = False
-    for stride, maps in ((1, (1, 5, 10)), (2, (1, 6, 9))):
-        x, blocks, packed = data(rng, BF16, maps, (64, mid, 64), (2, 1), stride)
+    runs = [(1, (1, 5, 10), (2, 1), 1), (2, (1, 6, 9), (2, 1), 1)]
+    runs += [(1, (1, 17, 9), (9, 1), 132)] if weights == "warpgroups" else []  # blocks without use for every tap
+    for stride, maps, dilations, multiprocessors in runs:
+        x, blocks, packed = data(rng, BF16, maps, (64, mid, 64), dilations, stride, design=design)
         for schedule in ("forward", "reverse", "shuffled"):
             spoilt.configure(schedule)
             try:
-                error = rms(run(spoilt, x, packed, 1, shared_bytes), exact(x, blocks, (2, 1), stride))
+                got = run(spoilt, x, packed, multiprocessors, shared_bytes)
+                error = rms(got, exact(x, blocks, dilations, stride))
                 seen = seen or not error < TOLERANCE[BF16]
             except (AssertionError, emulation_error):
                 seen = True

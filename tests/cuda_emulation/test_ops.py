@@ -60,7 +60,7 @@ def native(compiler, tmp_path_factory):
     folder, sources = tmp_path_factory.mktemp("native"), Path(__file__).resolve().parents[2] / "csrc"
     (folder / "rest.cpp").write_text(REST)
     flags = [f"-I{sources}", "-I" + sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
-    flags += ["-DHRPOSE_WITH_CUDA", '-DHRPOSE_CUDA_ARCHS="80"']
+    flags += ["-DHRPOSE_WITH_CUDA", '-DHRPOSE_CUDA_ARCHS="80;90a"']
     kernels = [path for path in sorted((sources / "cuda").glob("*.cu")) if path.stem != "probe"]
     units, library = [*kernels, sources / "bindings.cpp", folder / "rest.cpp"], folder / "_C.so"
     subprocess.run([*compiler, *flags, *map(str, units), "-o", str(library)], check=True)
@@ -147,11 +147,16 @@ def test_ram_sum(card, rng, layout, factors, mode):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("widths", "stride"), [((64, 32, 64), 1), ((64, 64, 256), 1), ((64, 128, 256), 2), ((64, 48, 64), 1)], ids=str
-)
-def test_bottlenecks(card, rng, monkeypatch, dtype, widths, stride):
-    """In the layout that the card gets: fragments for the kernels, rows of a width that has none for the reference."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    ("kernels", "widths", "stride"),
+    [("mma", (64, 32, 64), 1), ("mma", (64, 64, 256), 1), ("mma", (64, 128, 256), 2), ("mma", (64, 48, 64), 1),
+     ("wgmma", (64, 32, 64), 1), ("wgmma", (64, 64, 128), 2), ("wgmma", (64, 128, 256), 1)],
+    ids=str,
+)  # fmt: skip
+def test_bottlenecks(card, rng, monkeypatch, dtype, kernels, widths, stride):
+    """In the layout that the card gets: fragments or core matrices for the kernels, rows of a width that has none for
+    the reference."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("HRPOSE_CUDA_BOTTLENECKS", kernels)
     (ins, mid, out), module, blocks = widths, sys.modules[bottlenecks.__module__], []
 
     def draw(*shape):
@@ -164,8 +169,9 @@ def test_bottlenecks(card, rng, monkeypatch, dtype, widths, stride):
         weights = (draw(mid, ins if first else out), draw(mid), w2, draw(mid), 0.3 * draw(out, mid), draw(out))
         blocks.append(BottleneckWeights(*weights, projection))
     x = draw(2, ins, 9, 7).relu()
-    layout = module.default_layout(on_card(x)[0], ins, mid, out)
-    assert layout == ("rows" if mid == 48 else "fragments")
+    layout = module.default_layout(on_card(x)[0], ins, mid, out, blocks[0].projection is not None)
+    wgmma = kernels == "wgmma" and mid < 128
+    assert layout == ("rows" if mid == 48 else "core_matrices" if wgmma else "fragments")
     packed = pack_bottlenecks(blocks, (3, 1), stride, layout)
     views = [x, torch.cat((x.flatten(), x.flatten()[:1]))[1:].view_as(x), torch.cat((x, x), 1)[:, :ins]]
     for maps in views:  # dense, not at a multiple of 16 bytes, with other channels between

@@ -9,6 +9,7 @@ import torch
 
 from hrpose.errors import InputError
 from hrpose.ops import BottleneckWeights, _ext, bottlenecks, bottlenecks_reference, pack_bottlenecks
+from hrpose.ops.bottlenecks import core_matrices_take
 from hrpose.ops.maps import kernel_takes
 
 pytestmark = pytest.mark.usefixtures("fenced_workspace")
@@ -326,8 +327,8 @@ def test_registration_and_compile(rng, compiles_and_exports):
     assert bottlenecks(x[:0], packed).shape == (0, 32, 5, 4)
 
 
-# The layouts for a GPU: (in, mid, out), stride. What reads fragments is tested in tests/cuda_emulation.
-WIDE = [((64, 32, 64), 1), ((96, 64, 160), 1), ((32, 128, 64), 2)]
+# The layouts for a GPU: (in, mid, out), stride. What reads them is tested in tests/cuda_emulation.
+WIDE = [((64, 32, 64), 1), ((96, 64, 160), 1), ((32, 128, 64), 2), ((128, 64, 256), 2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -336,12 +337,14 @@ def test_layouts_hold_the_same_weights(rng, dtype, widths, stride):
     project = widths[0] != widths[2] or stride != 1
     blocks = cast(random_blocks(rng, *widths, 3, project), dtype)
     x = random_maps(rng, 1, widths[0], 5, 4).to(dtype)
-    packed = {layout: pack_bottlenecks(blocks, (1, 2, 3), stride, layout) for layout in ("panels", "fragments", "rows")}
+    layouts = ["panels", "fragments", "rows"]
+    layouts += ["core_matrices"] if core_matrices_take(dtype, *widths, project) else []
+    packed = {layout: pack_bottlenecks(blocks, (1, 2, 3), stride, layout) for layout in layouts}
     want = bottlenecks_reference(x, packed["panels"])
     for layout, chain in packed.items():
         assert chain.layout == layout and chain.weights.numel() == packed["panels"].weights.numel()
         assert torch.equal(bottlenecks_reference(x, chain), want)
-    assert packed["fragments"].biases.dtype == torch.float32
+        assert chain.biases.dtype == torch.float32 or layout in ("panels", "rows")
     rows = [matrix.flatten() for b in blocks for matrix in (b.w1, *b.w2.flatten(2).unbind(2), b.w3)]
     rows += [blocks[0].projection.flatten()] if project else []
     assert torch.equal(packed["rows"].weights, torch.cat(rows))
@@ -369,42 +372,95 @@ def test_fragments_lie_as_documented(rng):
         assert values[up + 32 * mid + place(o, c % 32, mid)] == float(blocks[1].w1[o, 64 + c % 32])
 
 
+def test_core_matrices_lie_as_documented(rng):
+    """Value by value: a tap, then, of 64 outputs each, the projection, W3, columns of the next W1 that read them."""
+    mid, ins, out = 64, 128, 192
+    blocks = cast(random_blocks(rng, ins, mid, out, 2, True), torch.float16)
+    packed = pack_bottlenecks(blocks, (1, 2), 1, "core_matrices").weights
+    assert packed.shape[1:] == (8, 8)
+    values = packed.flatten().tolist()
+
+    def place(output, within, outputs):
+        """Where weight (output, input) lies in a matrix of so many rows: the inverse of `to_core_matrices`."""
+
+        def position(channel):  # of 8 j + 2 i + k: 8 i + 2 j + k
+            return channel // 32 * 32 + channel % 8 // 2 * 8 + channel % 32 // 8 * 2 + channel % 2
+
+        row, column = position(output), position(within)
+        return (column // 8 * (outputs // 8) + row // 8) * 64 + row % 8 * 8 + column % 8
+
+    tap = mid * ins + 5 * mid * mid
+    part = mid * ins + 9 * mid * mid + 2 * mid * (ins + 2 * mid)  # outputs 128 to 191
+    for _ in range(200):
+        o, i, c = int(rng.integers(mid)), int(rng.integers(mid)), int(rng.integers(ins))
+        assert values[tap + place(o, i, mid)] == float(blocks[0].w2[o, i, 1, 2])
+        assert values[part + place(o, c, mid)] == float(blocks[0].projection[128 + o, c])
+        assert values[part + mid * ins + place(o, i, mid)] == float(blocks[0].w3[128 + o, i])
+        assert values[part + mid * (ins + mid) + place(o, i, mid)] == float(blocks[1].w1[o, 128 + i])
+
+
 def test_layouts_are_for_their_device(rng):
     blocks, x = cast(random_blocks(rng, 32, 32, 32, 1), torch.bfloat16), random_maps(rng, 1, 32, 4, 4).bfloat16()
     message = "layout of weights on cpu must be 'panels', got '{}': pack them for this device"
-    for layout in ("fragments", "rows"):
+    for layout in ("fragments", "core_matrices", "rows"):
         packed = pack_bottlenecks(blocks, (1,), 1, layout)
         with pytest.raises(InputError, match=f"^bottlenecks: {message.format(layout)}$"):
             bottlenecks(x, packed)
         meta = packed._replace(**{name: getattr(packed, name).to("meta") for name in ("weights", "biases", "winograd")})
         assert bottlenecks(x.to("meta"), meta).shape == x.shape
     with pytest.raises(
-        InputError, match=r"^bottlenecks: layout must be 'panels' or 'fragments' or 'rows', got 'tiles'"
+        InputError, match=r"layout must be 'panels' or 'fragments' or 'core_matrices' or 'rows', got 'tiles'"
     ):
         pack_bottlenecks(blocks, (1,), 1, "tiles")
     wrong = [cast(random_blocks(rng, 32, 32, 32, 1)), cast(random_blocks(rng, 32, 48, 32, 1), torch.bfloat16)]
     wrong += [cast(random_blocks(rng, 16, 32, 16, 1), torch.bfloat16)]
-    for chain in wrong:
-        with pytest.raises(
-            InputError, match=r"layout must be 'panels' or 'rows' for these weights, got 'fragments' for"
-        ):
-            pack_bottlenecks(chain, (1,), 1, "fragments")
+    for layout in ("fragments", "core_matrices"):
+        for chain in wrong:
+            with pytest.raises(InputError, match=f"layout must be another one for these weights, got '{layout}' for"):
+                pack_bottlenecks(chain, (1,), 1, layout)
+    for widths in ((64, 128, 64), (96, 64, 96), (256, 64, 256)):  # no such kernel; not a multiple; too much for a block
+        chain = cast(random_blocks(rng, *widths, 1, True), torch.bfloat16)
+        pack_bottlenecks(chain, (1,), 1, "fragments")
+        with pytest.raises(InputError, match="layout must be another one for these weights, got 'core_matrices' for"):
+            pack_bottlenecks(chain, (1,), 1, "core_matrices")
 
 
 def test_which_layout_a_card_gets(monkeypatch):
     """Fragments where kernels of ours run and the card multiplies bfloat16; a stand-in says that there is one."""
+    monkeypatch.delenv("HRPOSE_CUDA_BOTTLENECKS", raising=False)
     card = types.SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.bfloat16)
     module = sys.modules[bottlenecks.__module__]
     for usable, capability, want in ((True, (8, 0), "fragments"), (True, (7, 5), "rows"), (False, (9, 0), "rows")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
         monkeypatch.setattr(_ext, "usable", lambda *tensors, answer=usable, cuda: answer)
-        assert module.default_layout(card, 64, 64, 256) == want
+        assert module.default_layout(card, 64, 64, 256, True) == want
     monkeypatch.setattr(_ext, "usable", lambda *tensors, cuda: True)
     for widths in ((64, 48, 256), (80, 64, 256), (64, 64, 80), (64, 256, 1024)):
-        assert module.default_layout(card, *widths) == "rows"
+        assert module.default_layout(card, *widths, True) == "rows"
     card.dtype = torch.float32
-    assert module.default_layout(card, 64, 64, 256) == "rows"
-    assert module.default_layout(torch.zeros(1), 64, 64, 256) == "panels"
+    assert module.default_layout(card, 64, 64, 256, True) == "rows"
+    assert module.default_layout(torch.zeros(1), 64, 64, 256, True) == "panels"
+
+
+def test_kernels_for_warpgroups_run_where_asked_for(monkeypatch):
+    """On compute capability 9.0 with code for sm_90a, and for widths that they have."""
+    card = types.SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.bfloat16)
+    module = sys.modules[bottlenecks.__module__]
+    assert not module.warpgroups(torch.zeros(1))
+    monkeypatch.setattr(_ext, "usable", lambda *tensors, cuda: True)
+
+    def layout(kernels, capability=(9, 0), archs="80;90a", widths=(64, 64, 256), project=True):
+        monkeypatch.setenv("HRPOSE_CUDA_BOTTLENECKS", kernels)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(_ext, "native", lambda: types.SimpleNamespace(cuda_archs=archs))
+        return module.default_layout(card, *widths, project)
+
+    assert layout("wgmma") == layout("wgmma", widths=(256, 64, 256), project=False) == "core_matrices"
+    assert layout("mma") == layout("") == layout("wgmma", archs="80;90") == "fragments"
+    assert layout("wgmma", capability=(8, 9)) == layout("wgmma", capability=(10, 0)) == "fragments"
+    assert layout("wgmma", widths=(256, 128, 512)) == layout("wgmma", widths=(256, 64, 256)) == "fragments"
+    with pytest.raises(InputError, match="HRPOSE_CUDA_BOTTLENECKS must be None or 'mma' or 'wgmma', got 'fast'"):
+        layout("fast")
 
 
 def test_other_devices_and_dtypes_take_the_reference(rng):
