@@ -27,7 +27,7 @@ ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
 # a*b+c is rounded twice. The two -fno flags drop errno and exception flags, which block vectorisation, and no value.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-ffp-contract=off"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror=missing-field-initializers"]
-PYTHON_UNITS = ("bindings", "direct", "tensors")  # which know Python's headers
+PYTHON_UNITS = ("bindings.cpp", "tensors.cpp")  # which, like those in direct/, know Python's headers
 KERNEL_FLAGS = ["-fno-exceptions"]  # their tables would refer to a weak symbol, see test_isa_units_export_one_table
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false"]  # no contraction, as above; tensor cores are not concerned
 LINK_FLAGS = {"darwin": ["-bundle", "-undefined", "dynamic_lookup"]}.get(sys.platform, ["-shared"])
@@ -127,8 +127,9 @@ class BuildNative(build_ext):
                 host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
                 command = [nvcc, *NVCC_FLAGS, "-cudart", "static", *gencode(archs), "-Xcompiler", host]
             else:
+                python = source.name in PYTHON_UNITS or source.parent.name == "direct"
                 own = [*KERNEL_FLAGS, *ISA_FLAGS[isa]] if isa in ISA_FLAGS else []
-                command = [*cxx, *common, *own, *(includes if source.stem in PYTHON_UNITS else [])]
+                command = [*cxx, *common, *own, *(includes if python else [])]
             edges.append((out, [source], [*command, "-MMD", "-MF", f"{out}.d", "-c", str(source), "-o", str(out)]))
         module, objects = Path(self.get_ext_fullpath(ext.name)).resolve(), [edge[0] for edge in edges]
         link = [*LINK_FLAGS, *openmp, *shlex.split(os.environ.get("LDFLAGS", ""))]

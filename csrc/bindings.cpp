@@ -1,7 +1,7 @@
 // The Python module hrpose._C, and the only file that knows pybind11. Pointers come as integers from hrpose/ops, which
 // has checked and allocated everything; kernels run with the GIL released.
 #include "cpu/kernels.h"
-#include "direct.h"
+#include "direct/direct.h"
 #include "tensors.h"
 #include "workspace.h"
 #include <pybind11/pybind11.h>
@@ -248,7 +248,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_tensors", [](py::type type, const py::object &table) {
     return hrpose::read_tensors(reinterpret_cast<PyTypeObject *>(type.ptr()), table.ptr());
   });
-  py::module_ direct = m.def_submodule("direct"); // ops on tensors, see direct.h
+  py::module_ direct = m.def_submodule("direct"); // ops on tensors, see direct/direct.h
   PyModule_AddFunctions(direct.ptr(), hrpose::direct_methods);
   m.def("bf16", [] { return hrpose::active().bf16; });
   m.def("decode_fwd", decode_fwd, release());

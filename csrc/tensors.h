@@ -25,8 +25,8 @@ bool read_tensors(PyTypeObject *type, PyObject *table);
 // the tensor is there and as it is.
 bool view_tensor(PyObject *object, TensorView *view);
 
-// A new tensor, dense and uninitialised, whose values have the type of `like`; `strides` null: in the order of the axes.
-// Null with an exception set if there is no memory.
+// A new tensor, dense and uninitialised, whose values have the type of `like`; without `strides` in the order of the
+// axes. Null with an exception set if there is no memory.
 PyObject *new_tensor(const TensorView &like, int ndim, int64_t *shape, int64_t *strides, void **data);
 
 } // namespace hrpose

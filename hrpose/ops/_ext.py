@@ -186,8 +186,8 @@ def current_stream(tensor: Tensor) -> Iterator[int]:
 
 
 def direct() -> ModuleType | None:
-    """Functions of the native module that take tensors as they are (csrc/direct.h), None while something looks on that
-    must see the op (`unobserved`) and where torch does not tell C how its tensors lie.
+    """Functions of the native module that take tensors as they are (csrc/direct/direct.h). None while something looks
+    on that must see the op (`unobserved`) and where torch does not tell C how its tensors lie.
 
     They return None, having done nothing, for all but the plain case; then the op itself goes on.
     """
