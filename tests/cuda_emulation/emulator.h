@@ -638,6 +638,7 @@ template <bool transposed = false> void load_matrices(uint32_t (&v)[4], const vo
 extern "C" __attribute__((used, visibility("default"))) inline void simt_release() {
   for (const auto &fiber : simt::machine.fibers)
     if (fiber->stack) {
+      ASAN_UNPOISON_MEMORY_REGION(fiber->stack, simt::kStack); // whoever gets these addresses next may use them
       munmap(fiber->stack - simt::kPage, simt::kPage + simt::kStack);
       fiber->stack = nullptr;
     }
