@@ -32,7 +32,7 @@ def sanitized(compiler):
 
 @pytest.mark.slow
 def test_kernels_are_clean(sanitized):
-    done = sanitized()
+    done = sanitized("-k", "not planted")  # kernels with bugs are for the emulator to find
     assert done.returncode == 0, done.stdout + done.stderr
 
 
