@@ -68,7 +68,7 @@ inline bool view_maps(PyObject *object, const Mode &mode, TensorView *view) {
 
 // Runs a kernel in a workspace as large as it says, without the GIL. False with an exception set if there is no memory.
 template <class Args>
-inline bool run(Args &args, int64_t (*Kernels::*measure)(const Args &), void (*Kernels::*kernel)(const Args &)) {
+bool run(Args &args, int64_t (*Kernels::*measure)(const Args &), void (*Kernels::*kernel)(const Args &)) {
   const Kernels &kernels = active();
   const int64_t bytes = (kernels.*measure)(args);
   args.workspace = static_cast<decltype(args.workspace)>(workspace(size_t(bytes)));
@@ -83,14 +83,14 @@ inline bool run(Args &args, int64_t (*Kernels::*measure)(const Args &), void (*K
 }
 
 inline PyObject *new_maps(const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
-                   void **data) {
+                          void **data) {
   int64_t shape[] = {n, c, h, w}, nhwc[] = {h * w * c, 1, w * c, c};
   return new_tensor(like, 4, shape, channels_last ? nhwc : nullptr, data);
 }
 
 // A new tensor for the maps that args.out is to be, filled by the kernel.
 template <class Args>
-inline PyObject *filled(Args &args, const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
+PyObject *filled(Args &args, const TensorView &like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last,
                  int64_t (*Kernels::*measure)(const Args &), void (*Kernels::*kernel)(const Args &)) {
   PyObject *result = new_maps(like, n, c, h, w, channels_last, &args.out);
   if (result && !run(args, measure, kernel))
