@@ -162,8 +162,8 @@ inline bool amx_equal(const Bf16 *const *rows) {
   return !(differ(0) | differ(7)); // 15 distances
 }
 
-// How a residual is added: to rows of sums, or by the tiles, as one more term whose weights are 1 or 0. That is as exact
-// and spares vectors the work, but needs full tiles of rows as they lie.
+// How a residual is added: to rows of sums, or by the tiles, as one more term whose weights are 1 or 0. That is as
+// exact and spares vectors the work, but needs full tiles of rows as they lie.
 enum class Residual { none, rows, tiles };
 struct Identity {
   Bf16 weights[kAmx * 2 * kPanel] = {};

@@ -16,8 +16,8 @@ PyObject *crop(PyObject *const *arguments);
 
 // Functions of the module, ended by a null. Each takes what the op of its name takes (hrpose/ops), then whether
 // gradients are recorded, threads, and the work above which more than one is used. Each returns the result, or None,
-// having done nothing, for whatever is not the plain case: tensors of the CPU, of types and shapes that fit, as they lie
-// in memory.
+// having done nothing, for whatever is not the plain case: tensors of the CPU, of types and shapes that fit, as they
+// lie in memory.
 extern PyMethodDef direct_methods[];
 
 } // namespace hrpose
