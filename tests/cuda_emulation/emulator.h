@@ -638,7 +638,9 @@ template <bool transposed = false> void load_matrices(uint32_t (&v)[4], const vo
 extern "C" __attribute__((used, visibility("default"))) inline void simt_release() {
   for (const auto &fiber : simt::machine.fibers)
     if (fiber->stack) {
+#ifdef __SANITIZE_ADDRESS__
       ASAN_UNPOISON_MEMORY_REGION(fiber->stack, simt::kStack); // whoever gets these addresses next may use them
+#endif
       munmap(fiber->stack - simt::kPage, simt::kPage + simt::kStack);
       fiber->stack = nullptr;
     }
